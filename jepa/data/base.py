@@ -1,0 +1,271 @@
+"""The contract every data set keeps: a spec known after `prepare()`, splits, and batches.
+
+A batch is a dict: `x` is always there, `y` only where labels exist. Axes: b rows, f features.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from jepa.data.batches import Batches, OrderedBatches, Rows
+from jepa.data.columns import column_of, labels, nearest
+from jepa.data.splits import split_rows
+from jepa.data.tables import TableTransform, named
+from jepa.data.targets import choose_task
+from jepa.spec import TabularSpec
+
+_PROBE_ROWS = 1024  # rows embedded at a time where the training batch is smaller
+
+
+class DataModule(L.LightningDataModule):
+    """Splits and batches. A data set adds `prepare`, which sets `spec`, `splits`, `preprocessing`.
+
+    Args:
+        batch_size: rows of one forward pass.
+        effective_batch_size: rows of one optimizer step over all processes; the entry point
+            derives `trainer.accumulate_grad_batches` from it. None: as the trainer says.
+        seed: of the order of the training rows.
+    """
+
+    spec: TabularSpec
+    splits: dict[str, Rows]
+    preprocessing: dict[str, Any]
+
+    def __init__(self, *, batch_size: int, effective_batch_size: int | None = None, seed: int = 0):
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self.effective_batch_size = effective_batch_size
+        self.seed = seed
+        self.on_device: dict[str, Rows] = {}
+
+    def prepare(self) -> None:
+        """Read, check, split, fit on the training rows and encode. A second call does nothing."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Move the table to the device of the trainer."""
+        self.prepare()
+        if self.trainer is not None:
+            device = self.trainer.strategy.root_device
+            self.on_device = {name: rows.to(device) for name, rows in self.splits.items()}
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled; whole batches and whole accumulation groups only."""
+        trainer = self.trainer
+        return Batches(
+            self._rows("train"),
+            self.batch_size,
+            seed=self.seed,
+            group=1 if trainer is None else trainer.accumulate_grad_batches,
+            reshuffle=trainer is None or not trainer.overfit_batches,  # pyright: ignore
+            **self._place(),
+        )
+
+    def val_dataloader(self) -> OrderedBatches | list:
+        """In order, every row once; no batches without a validation split."""
+        return self._ordered("val")
+
+    def test_dataloader(self) -> OrderedBatches | list:
+        """In order, every row once; no batches without a test split."""
+        return self._ordered("test")
+
+    def probe_batches(
+        self, split: str, *, max_rows: int | None = None, seed: int = 0
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield a seeded subset of a split (all rows if None) in order, the same on every rank."""
+        rows = self._rows(split)
+        n_rows = len(rows) if max_rows is None else min(max_rows, len(rows))
+        index = torch.arange(len(rows))
+        if n_rows < len(rows):
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+            index = order[:n_rows].sort().values
+        for part in index.to(rows.x.device).split(max(self.batch_size, _PROBE_ROWS)):
+            yield rows.take(part)
+
+    def _rows(self, split: str) -> Rows:
+        if split not in self.splits:
+            raise ValueError(f"there is no {split!r} split; there are {list(self.splits)}")
+        return self.on_device.get(split, self.splits[split])
+
+    def _ordered(self, split: str) -> OrderedBatches | list:
+        if split not in self.splits:
+            return []
+        return OrderedBatches(self._rows(split), self.batch_size, **self._place())
+
+    def _place(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a published table must hold, as `load` returns it: rows by split, feature columns."""
+
+    source: str
+    rows: dict[str, int]
+    columns: int
+    classes: int
+    metric: str
+
+
+class TableData(DataModule):
+    """A table: read by `load`, split, and encoded by a transform fitted on the training rows.
+
+    Args:
+        batch_size, effective_batch_size, seed: see `DataModule`.
+        target: the column to predict; None for none.
+        task: `auto`, `binary`, `multiclass`, `regression` or `none`.
+        val_share, test_share: parts of the rows that come without such a split, 0 for no split.
+            None: 0.15 and 0.2, or the published split where there is one.
+        split_seed: of the split; runs that differ in `seed` share one split.
+        scaler, kinds, min_count, max_categories: see `TableTransform`.
+        drop: columns to leave out.
+        data_dir: folder below which files are read, and downloaded to.
+    """
+
+    card: Card | None = None
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        effective_batch_size: int | None = None,
+        seed: int = 0,
+        target: str | None = None,
+        task: str = "auto",
+        val_share: float | None = None,
+        test_share: float | None = None,
+        split_seed: int = 0,
+        scaler: str = "quantile",
+        kinds: dict[str, str] | None = None,
+        min_count: int = 1,
+        max_categories: int = 1000,
+        drop: list[str] | None = None,
+        data_dir: str = "data",
+    ):
+        super().__init__(
+            batch_size=batch_size, effective_batch_size=effective_batch_size, seed=seed
+        )
+        self.shares = {"val": val_share, "test": test_share}
+        self.split_seed = split_seed
+        self.drop = list(drop or [])
+        self.data_dir = data_dir
+        self.transform = TableTransform(
+            target=target,
+            task=task,
+            scaler=scaler,
+            kinds=kinds,
+            min_count=min_count,
+            max_categories=max_categories,
+        )
+        self.splits = {}
+
+    def load(self) -> dict[str, pd.DataFrame]:
+        """Read the files. Return the published splits by name; without any, `train` has all."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Read, check, split, fit on the training rows and encode. A second call does nothing.
+
+        Raises:
+            ValueError: for a table that cannot be learnt from; the message names the fix.
+        """
+        if self.splits:
+            return
+        frames = self.load()
+        self._check_size(frames)
+        frames = {name: self._checked(frame, name) for name, frame in frames.items()}
+        task = self._choose_task(frames)
+        frames = self._split(frames, task)
+        self.transform.fit(frames["train"])
+        self._check_classes()
+        self.spec = self.transform.spec
+        self.preprocessing = self.transform.state()
+        rank_zero_info(self.transform.describe())
+        self.splits = {
+            name: Rows(self.transform.encode(frame), self.transform.encode_target(frame))
+            for name, frame in frames.items()
+        }
+        sizes = ", ".join(f"{name} {len(rows)}" for name, rows in self.splits.items())
+        rank_zero_info(f"rows: {sizes}; task: {task}")
+        if self.batch_size > len(self.splits["train"]):
+            Batches(self.splits["train"], self.batch_size, seed=self.seed)  # says what to change
+
+    def _checked(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+        frame = named(frame)
+        if not len(frame) or not len(frame.columns):
+            raise ValueError(
+                f"the table is empty ({len(frame)} rows, {len(frame.columns)} columns; split "
+                f"{name}): give a table with a header and at least 2 rows"
+            )
+        absent = [column for column in self.drop if column not in frame]
+        if absent:
+            raise ValueError(
+                f"data.drop names {absent[0]!r}, which the table lacks; "
+                f"{nearest(absent[0], list(frame.columns))}"
+            )
+        return frame.drop(columns=self.drop)
+
+    def _choose_task(self, frames: dict[str, pd.DataFrame]) -> str:
+        target = self.transform.target
+        if len(frames["train"]) < 2:
+            raise ValueError("the table has one row: learning and testing need at least 2")
+        task = choose_task(frames["train"], target.column, target.task)
+        self.transform.target = type(target)(target.column, task)
+        return task
+
+    def _split(self, frames: dict[str, pd.DataFrame], task: str) -> dict[str, pd.DataFrame]:
+        shares = {}
+        for name, default in (("test", 0.2), ("val", 0.15)):
+            share = self.shares[name]
+            if name in frames and share is not None:
+                raise ValueError(
+                    f"data.{name}_share={share} has no effect: this set has a published {name} "
+                    f"split of {len(frames[name])} rows, which is kept; leave the key out"
+                )
+            if name not in frames:
+                shares[name] = default if share is None else share
+        if not any(shares.values()):
+            return frames
+        whole = frames["train"]
+        classes = None
+        if task in ("binary", "multiclass"):
+            index, texts = labels(column_of(whole, self.transform.target.column or ""))
+            classes = np.unique(np.array(texts), return_inverse=True)[1][index]
+        parts = split_rows(len(whole), shares, labels=classes, seed=self.split_seed)
+        drawn = {name: whole.iloc[rows] for name, rows in parts.items()}
+        order = (
+            {"train": drawn["train"]} | drawn | {k: v for k, v in frames.items() if k != "train"}
+        )
+        return {name: order[name] for name in ("train", "val", "test") if name in order}
+
+    def _check_size(self, frames: dict[str, pd.DataFrame]) -> None:
+        if self.card is None:
+            return
+        has_target = self.transform.target.column is not None
+        rows = {name: len(frame) for name, frame in frames.items()}
+        columns = {len(frame.columns) - has_target for frame in frames.values()}
+        if rows != self.card.rows or columns != {self.card.columns}:
+            raise ValueError(
+                f"{type(self).__name__} must have {self.card.rows} rows and {self.card.columns} "
+                f"feature columns, found {rows} and {columns}: this is not the published table "
+                f"({self.card.source})"
+            )
+
+    def _check_classes(self) -> None:
+        target = self.transform.target
+        if self.card and target.classes and len(target.classes) != self.card.classes:
+            raise ValueError(
+                f"{type(self).__name__} must have {self.card.classes} classes, found "
+                f"{len(target.classes)}: this is not the published table ({self.card.source})"
+            )
