@@ -1,0 +1,35 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-ci test-all check bench clean
+bin := .venv/bin
+
+help:  ## Show this help
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+
+.venv/done: pyproject.toml constraints.txt
+	python3 -m venv .venv
+	$(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: .venv/done  ## Create .venv with the package and the tools
+
+run: setup  ## Pretrain T-JEPA on a real table, probe it, report (two minutes)
+	$(bin)/python -m jepa.train
+
+check: setup  ## Formatting, lint, types
+	$(bin)/ruff format --check . && $(bin)/ruff check . && $(bin)/pyright
+
+test: setup  ## Fast tests (no network, no GPU, no data files)
+	$(bin)/pytest -q
+
+test-ci: setup  ## The covering end-to-end tests; real data where JEPA_DATA is
+	$(bin)/pytest -q -m "ci"
+
+test-all: setup  ## Every test
+	$(bin)/pytest -q -m "slow or not slow"
+
+bench: setup  ## Speed and memory, as ratios to the floor; only=<entry> picks one
+	$(bin)/python -m tests.bench $(if $(only),only=$(only))
+
+clean:  ## Remove .venv and caches; runs/ and data/ stay
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
