@@ -3,9 +3,9 @@
 A batch is a dict: `x` is always there, `y` only where labels exist. Axes: b rows, f features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -123,17 +123,17 @@ class TableData(DataModule):
 
     Args:
         batch_size, effective_batch_size, seed: see `DataModule`.
-        target: the column to predict; None for none.
-        task: `auto`, `binary`, `multiclass`, `regression` or `none`.
         val_share, test_share: parts of the rows that come without such a split, 0 for no split.
-            None: 0.15 and 0.2, or the published split where there is one.
-        split_seed: of the split; runs that differ in `seed` share one split.
-        scaler, kinds, min_count, max_categories: see `TableTransform`.
+            None: as `default_shares` says, or the published split where there is one.
+        split_seed: of the split; runs that differ in `seed` share one split. None: 0.
+        scaler, kinds, min_count, max_categories: see `TableTransform`. None: as there.
         drop: columns to leave out.
-        data_dir: folder below which files are read, and downloaded to.
     """
 
     card: Card | None = None
+    target: str | None = None  # the column to predict
+    task: str = "auto"
+    default_shares: ClassVar[dict[str, float]] = {"test": 0.2, "val": 0.15}
 
     def __init__(
         self,
@@ -141,33 +141,29 @@ class TableData(DataModule):
         batch_size: int,
         effective_batch_size: int | None = None,
         seed: int = 0,
-        target: str | None = None,
-        task: str = "auto",
         val_share: float | None = None,
         test_share: float | None = None,
-        split_seed: int = 0,
-        scaler: str = "quantile",
-        kinds: dict[str, str] | None = None,
-        min_count: int = 1,
-        max_categories: int = 1000,
-        drop: list[str] | None = None,
-        data_dir: str = "data",
+        split_seed: int | None = None,
+        scaler: str | None = None,
+        kinds: Mapping[str, str] | None = None,
+        min_count: int | None = None,
+        max_categories: int | None = None,
+        drop: Sequence[str] | None = None,
     ):
         super().__init__(
             batch_size=batch_size, effective_batch_size=effective_batch_size, seed=seed
         )
         self.shares = {"val": val_share, "test": test_share}
-        self.split_seed = split_seed
-        self.drop = list(drop or [])
-        self.data_dir = data_dir
-        self.transform = TableTransform(
-            target=target,
-            task=task,
-            scaler=scaler,
-            kinds=kinds,
-            min_count=min_count,
-            max_categories=max_categories,
-        )
+        self.split_seed = split_seed or 0
+        self.drop = [str(column) for column in drop or ()]
+        given = {
+            "scaler": scaler,
+            "kinds": kinds,
+            "min_count": min_count,
+            "max_categories": max_categories,
+        }
+        settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        self.transform = TableTransform(target=self.target, task=self.task, **settings)
         self.splits = {}
 
     def load(self) -> dict[str, pd.DataFrame]:
@@ -226,7 +222,7 @@ class TableData(DataModule):
 
     def _split(self, frames: dict[str, pd.DataFrame], task: str) -> dict[str, pd.DataFrame]:
         shares = {}
-        for name, default in (("test", 0.2), ("val", 0.15)):
+        for name in ("test", "val"):
             share = self.shares[name]
             if name in frames and share is not None:
                 raise ValueError(
@@ -234,7 +230,7 @@ class TableData(DataModule):
                     f"split of {len(frames[name])} rows, which is kept; leave the key out"
                 )
             if name not in frames:
-                shares[name] = default if share is None else share
+                shares[name] = self.default_shares[name] if share is None else share
         if not any(shares.values()):
             return frames
         whole = frames["train"]

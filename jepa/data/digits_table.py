@@ -15,8 +15,10 @@ from jepa.data.base import Card, TableData
 
 
 class DigitsTable(TableData):
-    """The offline default. Takes the settings of `TableData`."""
+    """The offline default."""
 
+    target = "digit"
+    task = "multiclass"
     card = Card(
         source="scikit-learn, load_digits",
         rows={"train": 1797},
@@ -25,10 +27,7 @@ class DigitsTable(TableData):
         metric="accuracy",
     )
 
-    def __init__(self, **table):
-        super().__init__(target="digit", task="multiclass", **table)
-
     def load(self) -> dict[str, pd.DataFrame]:
         """Return pixels and digit."""
         frame = cast(Bunch, load_digits(as_frame=True)).frame
-        return {"train": frame.rename(columns={"target": "digit"})}
+        return {"train": frame.rename(columns={"target": self.target})}

@@ -4,6 +4,7 @@ Axes: n rows, f features.
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -64,15 +65,20 @@ class TableTransform:
         target: str | None = None,
         task: str = "auto",
         scaler: str = "quantile",
-        kinds: dict[str, str] | None = None,
+        kinds: Mapping[str, str] | None = None,
         min_count: int = 1,
         max_categories: int = 1000,
     ):
         if scaler not in SCALERS:
             raise ValueError(f"data.scaler must be one of {', '.join(SCALERS)}, got {scaler!r}")
+        if min_count < 1 or max_categories < 1:
+            raise ValueError(
+                "data.min_count and data.max_categories must be at least 1, "
+                f"got {min_count=}, {max_categories=}"
+            )
         self.target = Target(target, task)
         self.scaler = scaler
-        self.kinds = dict(kinds or {})
+        self.kinds = {str(column): kind for column, kind in (kinds or {}).items()}
         self.min_count = min_count
         self.max_categories = max_categories
         self.features: tuple[Feature, ...] = ()

@@ -1,0 +1,38 @@
+"""Helena: 65,196 rows, 27 numbers, 100 classes.
+
+Metric: accuracy. Source: OpenML 41169 (AutoML challenge 2015 to 2018), through
+scikit-learn, which compares the download with the MD5 that OpenML states. It has no published
+split.
+"""
+
+import pandas as pd
+
+from jepa.data.base import Card, TableData
+from jepa.data.openml import read_openml
+
+
+class Helena(TableData):
+    """An anonymous set of the AutoML challenge.
+
+    Args:
+        data_dir: folder that holds, or is to hold, scikit-learn's cache openml/.
+        table: settings of `TableData`.
+    """
+
+    target = "class"
+    task = "multiclass"
+    card = Card(
+        source="https://www.openml.org/d/41169",
+        rows={"train": 65_196},
+        columns=27,
+        classes=100,
+        metric="accuracy",
+    )
+
+    def __init__(self, *, data_dir: str, **table):
+        super().__init__(**table)
+        self.data_dir = data_dir
+
+    def load(self) -> dict[str, pd.DataFrame]:
+        """Return features and class."""
+        return {"train": read_openml(41169, self.data_dir, target="class")}
