@@ -1,0 +1,175 @@
+"""A run's outcome: report.json and report.md, and the verdict in words.
+
+Reads and writes plain dictionaries in the form of record, `schema` 1.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+LOWER_IS_BETTER = ("error", "rmse", "log_loss", "mse", "mae")
+
+
+def new(*, status: str, reason: str, **parts: Any) -> dict[str, Any]:
+    """Return a report with every key of record."""
+    empty: dict[str, Any] = {
+        "schema": 1,
+        "status": status,
+        "reason": reason,
+        "objective": {"name": None, "value": None},
+        "metrics": {},
+        "controls": {},
+        "baselines": {},
+        "criteria": [],
+        "events": [],
+    }
+    return empty | parts
+
+
+def entry(value: float) -> dict[str, Any]:
+    """Return a metric as value, 95 % interval and n; None where unknown or not a number."""
+
+    def plain(x: Any) -> Any:
+        return None if x is None or not math.isfinite(x) else x
+
+    low, high = getattr(value, "low", None), getattr(value, "high", None)
+    n = getattr(value, "n", None)
+    return {"value": plain(float(value)), "low": plain(low), "high": plain(high), "n": n}
+
+
+def write(run_dir: Path, report: dict[str, Any]) -> None:
+    """Write report.json and report.md, each whole or not at all."""
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    for name, content in (("report.json", text), ("report.md", markdown(report))):
+        temporary = run_dir / f".{name}.tmp"
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, run_dir / name)
+
+
+def read_events(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the decisions recorded in events.jsonl."""
+    path = run_dir / "events.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def grade(criteria: list[dict[str, Any]], report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Grade each criterion: `metric` against `at_most` or `at_least`.
+
+    With `against: untrained|raw|chance` the bound applies to metric / control.
+    A criterion whose metric was not measured gets `passed: null`.
+    """
+    return [grade_one(dict(one), report) for one in criteria]
+
+
+def grade_one(one: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """Grade one criterion.
+
+    Raises:
+        ValueError: if it does not say what it asks for.
+    """
+    known = {"name", "metric", "at_most", "at_least", "against"}
+    if set(one) - known or "metric" not in one or ("at_most" in one) == ("at_least" in one):
+        raise ValueError(
+            "criteria: each needs name, metric, and at_most or at_least (optionally against: "
+            f"untrained, raw or chance), got {one}"
+        )
+    value = report["metrics"].get(one["metric"], {}).get("value")
+    if value is not None and one.get("against"):
+        control = report["controls"].get(one["against"], {}).get(one["metric"], {}).get("value")
+        value = None if not control else value / control
+    passed = None
+    if value is not None:
+        passed = value <= one["at_most"] if "at_most" in one else value >= one["at_least"]
+    return {**one, "value": value, "passed": passed}
+
+
+def verdict(report: dict[str, Any]) -> list[str]:
+    """Say in words how each probe's error stands beside its controls."""
+    lines = []
+    for key, measured in report["metrics"].items():
+        if not key.endswith("/error") or measured["value"] is None:
+            continue
+        for control, what in (("untrained", "its untrained self"), ("raw", "the raw columns")):
+            other = report["controls"].get(control, {}).get(key)
+            if other and other["value"] is not None:
+                lines.append(f"{key}: {compare(measured, other, what)}")
+    return lines
+
+
+def compare(ours: dict[str, Any], other: dict[str, Any], what: str) -> str:
+    """Word the comparison of two errors; claim no more than the intervals allow."""
+    a, b = ours["value"], other["value"]
+    if a == b:
+        return f"{a:.4g} equals {what}"
+    word = "beats" if a < b else "DOES NOT BEAT"
+    change = f", {(a - b) / b:+.1%}" if b else ""
+    bounds = (ours["low"], ours["high"], other["low"], other["high"])
+    overlap = None not in bounds and ours["low"] <= other["high"] and other["low"] <= ours["high"]
+    note = "; the 95 % intervals overlap, so it may be chance" if overlap else ""
+    return f"{a:.4g} {word} {what} ({b:.4g}{change}){note}"
+
+
+def rows(report: dict[str, Any]) -> list[list[str]]:
+    """Return the table of metrics beside their controls as text; the first row is the head."""
+    controls = list(report["controls"])
+    table = [["metric", "value", "95 % interval", *controls, "n"]]
+    for key, one in report["metrics"].items():
+        beside = [show(report["controls"][c].get(key)) for c in controls]
+        table.append([key, show(one), interval(one), *beside, str(one["n"] or "")])
+    return table
+
+
+def show(one: dict[str, Any] | None) -> str:
+    """Return a value in four digits."""
+    return "-" if not one or one["value"] is None else f"{one['value']:.4g}"
+
+
+def interval(one: dict[str, Any]) -> str:
+    """Return `[low, high]`."""
+    return (
+        "-"
+        if one["low"] is None or one["high"] is None
+        else f"[{one['low']:.4g}, {one['high']:.4g}]"
+    )
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return the report as a page."""
+    objective = report["objective"]
+    lines = [
+        "# Report",
+        "",
+        f"Status: **{report['status']}** ({report['reason']})",
+        "",
+        f"Objective `{objective['name']}`: {show(objective)}",
+        "",
+    ]
+    head, *body = rows(report)
+    if body:
+        lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join(row) + " |" for row in body]
+        lines += ["", *(f"- {line}" for line in verdict(report)), ""]
+    if report["criteria"]:
+        lines += ["## Criteria", "", "| name | asks | value | passed |", "|---|---|---|---|"]
+        lines += [
+            f"| {c.get('name', '')} | {asks(c)} | {show(c)} | {grade_word(c)} |"
+            for c in report["criteria"]
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def asks(criterion: dict[str, Any]) -> str:
+    """Return what a criterion asks for."""
+    sign = "<=" if "at_most" in criterion else ">="
+    bound = criterion.get("at_most", criterion.get("at_least"))
+    over = f" / {criterion['against']}" if criterion.get("against") else ""
+    return f"{criterion['metric']}{over} {sign} {bound}"
+
+
+def grade_word(criterion: dict[str, Any]) -> str:
+    """Return the grade as a word."""
+    return {True: "yes", False: "no", None: "not measured"}[criterion["passed"]]
