@@ -1,0 +1,40 @@
+"""Stop when the objective has stopped improving."""
+
+import logging
+
+import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+
+log = logging.getLogger(__name__)
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Lightning's early stopping that can be off.
+
+    Args:
+        monitor: the objective; lower is better.
+        patience: validations without a gain of more than `min_delta`; None never stops.
+        min_delta: the least gain that counts, in the units of the objective.
+
+    Off as well where the data has no validation split: training loss is no reason to stop.
+    """
+
+    def __init__(self, *, monitor: str, patience: int | None, min_delta: float):
+        if patience is not None and patience < 1:
+            raise ValueError(
+                "callbacks.early_stopping.patience must be at least 1, or null to turn early "
+                f"stopping off, got {patience=}"
+            )
+        super().__init__(monitor, min_delta=min_delta, patience=patience or 0, mode="min")
+        self.on = patience is not None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Turn off without a validation split, and say so."""
+        super().setup(trainer, pl_module, stage)
+        if self.on and "val" not in trainer.datamodule.splits:  # pyright: ignore
+            self.on = False
+            log.warning("early stopping is off: this data has no validation split (data.val_share)")
+
+    def _run_early_stopping_check(self, trainer: L.Trainer) -> None:
+        if self.on:
+            super()._run_early_stopping_check(trainer)

@@ -1,0 +1,98 @@
+"""Score frozen codes at every validation.
+
+Codes are extracted once, in eval mode, outside the training step, and handed to every probe;
+the random state of training is put back, so that a run with probes has the same weights.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, cast, runtime_checkable
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from torch import Tensor
+
+from jepa.probes.label_free import label_free
+
+Probes = dict[str, Callable[..., dict[str, float]]]
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """What a probe needs of a model."""
+
+    device: Any
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return one code per row."""
+        ...
+
+
+@contextmanager
+def unnoticed() -> Iterator[None]:
+    """Put every global random state back afterwards."""
+    states = _collect_rng_states()
+    try:
+        yield
+    finally:
+        _set_rng_states(states)
+
+
+@torch.no_grad()
+def embed_all(module: Embedder, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return (codes, labels) of every batch, on the CPU; labels are empty where there are none."""
+    codes, labels = [], []
+    for batch in batches:
+        codes.append(module.embed(batch["x"].to(module.device)).float().cpu())
+        labels.append(batch["y"].cpu() if "y" in batch else torch.empty(0))
+    return torch.cat(codes), torch.cat(labels)
+
+
+def score_all(probes: Probes, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> dict:
+    """Return `{"<name>/<metric>": value}` of every probe on the same codes."""
+    return {
+        f"{name}/{metric}": value
+        for name, probe in probes.items()
+        for metric, value in probe(*train, *val).items()
+    }
+
+
+class Probe(L.Callback):
+    """Log `probe/<name>/<metric>` and `probe/label_free/<metric>` at every validation.
+
+    Args:
+        probes: by name; each takes (train codes, train labels, val codes, val labels).
+        max_rows, max_val_rows: sizes of the seeded subsets that are embedded.
+        seed: of the subsets; every validation sees the same rows.
+    """
+
+    def __init__(self, *, probes: Probes, max_rows: int, max_val_rows: int, seed: int):
+        if min(max_rows, max_val_rows) < 2:
+            raise ValueError(
+                "callbacks.probe.max_rows and max_val_rows must be at least 2, "
+                f"got {max_rows=}, {max_val_rows=}"
+            )
+        self.probes = probes
+        self.max_rows = max_rows
+        self.max_val_rows = max_val_rows
+        self.seed = seed
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Embed both splits once and score them, on every rank alike."""
+        if trainer.sanity_checking:
+            return
+        data = cast(Any, trainer).datamodule
+        model = cast(Embedder, pl_module)
+        with unnoticed():
+            val = embed_all(
+                model, data.probe_batches("val", max_rows=self.max_val_rows, seed=self.seed)
+            )
+            scores = {f"label_free/{key}": value for key, value in label_free(val[0]).items()}
+            if self.probes and len(val[1]):
+                batches = data.probe_batches("train", max_rows=self.max_rows, seed=self.seed)
+                scores |= score_all(self.probes, embed_all(model, batches), val)
+        # float32: MPS has no float64
+        pl_module.log_dict(
+            {f"probe/{key}": torch.tensor(float(value)) for key, value in scores.items()}
+        )

@@ -1,0 +1,125 @@
+"""A progress bar with samples per second and the time left, and one plain line per epoch."""
+
+import logging
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+class Progress(L.Callback):
+    """Show the run on a terminal; write a line per epoch to train.log, and to a plain output.
+
+    Reading the loss waits for the device, so the bar is refreshed once a second, not every step.
+    """
+
+    def __init__(self, *, refresh_s: float = 1.0):
+        self.refresh_s = refresh_s
+        self.console = Console()
+        self.bar: Bar | None = None
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar and start counting."""
+        self.samples, self.training_s, self.shown = 0, 0.0, 0.0
+        self.epoch_samples, self.epoch_s = 0, 0.0
+        if self.console.is_terminal:
+            columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()]
+            columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False)]  # fmt: skip  # noqa: E501
+            self.bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=self.console)
+            total = int(trainer.estimated_stepping_batches)
+            self.task = self.bar.add_task("training", total=total, note="")
+            self.bar.start()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock: validation and checkpoints are not part of the rate."""
+        self.started = time.perf_counter()
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """Count rows and seconds; refresh now and then."""
+        n, seconds = len(batch["x"]) * trainer.world_size, time.perf_counter() - self.started
+        self.samples, self.training_s = self.samples + n, self.training_s + seconds
+        self.epoch_samples, self.epoch_s = self.epoch_samples + n, self.epoch_s + seconds
+        if self.bar is not None and time.perf_counter() - self.shown > self.refresh_s:
+            self.show(trainer)
+
+    def show(self, trainer: L.Trainer) -> None:
+        """Draw the bar."""
+        assert self.bar is not None
+        self.shown = time.perf_counter()
+        note = f"{self.rate:,.0f} samples/s  " + brief(trainer)
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs or '?'}"
+        self.bar.update(self.task, completed=trainer.global_step, description=epoch, note=note)
+
+    @property
+    def rate(self) -> float:
+        """Samples per second of training time, over the whole run."""
+        return self.samples / max(self.training_s, 1e-9)
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the epoch's line."""
+        rate = self.epoch_samples / max(self.epoch_s, 1e-9)
+        self.epoch_samples, self.epoch_s = 0, 0.0
+        line = (
+            f"epoch {trainer.current_epoch + 1} step {trainer.global_step} "
+            f"{rate:,.0f} samples/s {brief(trainer)}"
+        )
+        log.info(line)
+        if self.bar is None and self.says(trainer):
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    @staticmethod
+    def says(trainer: L.Trainer) -> bool:
+        """Without a terminal, print the epochs that validated, and the last."""
+        return (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.show(trainer)
+            self.bar.stop()
+            self.bar = None
+
+    @rank_zero_only
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def brief(trainer: L.Trainer) -> str:
+    """Return the losses and probe errors logged so far, in a few words."""
+    shown = {
+        key: value.item()
+        for key, value in sorted(trainer.callback_metrics.items(), reverse=True)
+        if key in ("train/loss", "val/loss") or key.endswith("/error")
+    }
+    return "  ".join(f"{key} {value:.4g}" for key, value in shown.items())

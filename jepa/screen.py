@@ -1,0 +1,93 @@
+"""What a run shows: its config as a tree, the model in numbers, the result as one table."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa import report
+
+console = Console()
+SHOWN_LAST = ("callbacks", "logger", "trainer", "paths", "search")
+
+
+def show_config(cfg: DictConfig) -> None:
+    """Print the composed config as a tree."""
+    tree = Tree("config")
+    keys = sorted(cfg, key=lambda key: (str(key) in SHOWN_LAST, 0))
+    for key in keys:
+        if key != "search":
+            grow(tree, str(key), cfg[key])
+    console.print(tree, highlight=False)
+
+
+def grow(tree: Tree, key: str, value: Any) -> None:
+    """Add one key to the tree."""
+    if isinstance(value, DictConfig):
+        branch = tree.add(key)
+        for inner, content in value.items():
+            grow(branch, str(inner), content)
+    else:
+        text = list(value) if isinstance(value, ListConfig) else value
+        tree.add(f"{key}: {text}".replace("[", r"\["))
+
+
+def count_flops(model: L.LightningModule, x: Tensor) -> float:
+    """Return the floating-point operations of one training step per sample, backward included.
+
+    Counts matrix products and attention, 2 per multiplication and addition.
+    """
+    states = torch.get_rng_state()
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model.loss(x).backward()  # pyright: ignore[reportCallIssue]
+    model.zero_grad(set_to_none=True)
+    torch.set_rng_state(states)
+    return counter.get_total_flops() / len(x)
+
+
+def show_model(model: L.LightningModule, x: Tensor) -> None:
+    """Print parameters of each part and the FLOPs of a training sample."""
+    table = Table("part", "parameters", "trained", title=type(model).__name__, title_justify="left")
+    for name, part in model.named_children():
+        parameters = list(part.parameters())
+        if parameters:
+            trained = sum(p.numel() for p in parameters if p.requires_grad)
+            table.add_row(name, f"{sum(p.numel() for p in parameters):,}", f"{trained:,}")
+    total = list(model.parameters())
+    trained = sum(p.numel() for p in total if p.requires_grad)
+    table.add_row("total", f"{sum(p.numel() for p in total):,}", f"{trained:,}")
+    console.print(table)
+    console.print(f"{count_flops(model, x) / 1e6:,.2f} MFLOP per training sample", highlight=False)
+
+
+def show_report(content: dict[str, Any]) -> None:
+    """Print the metrics with their intervals beside the controls, and what they mean."""
+    head, *body = report.rows(content)
+    table = Table(title=f"{content['status']}: {content['reason']}", title_justify="left")
+    for index, name in enumerate(head):
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    for row in body:
+        table.add_row(*row)
+    console.print(table)
+    for line in report.verdict(content):
+        style = "bold red" if "DOES NOT BEAT" in line else ""
+        console.print(line, style=style, highlight=False, soft_wrap=True)
+    for one in content["criteria"]:
+        console.print(
+            f"criterion {one.get('name', '')}: {report.asks(one)}: {report.show(one)}, "
+            f"passed: {report.grade_word(one)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def say(text: str) -> None:
+    """Print one plain line."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,57 @@
+"""Imports point one way: data and nn know no model, models know no callback."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "jepa"
+MAY_IMPORT = {
+    "data": {"data", "spec"},
+    "nn": {"nn"},
+    "models": {"nn", "schedules", "spec"},
+    "probes": {"probes", "metrics"},
+    "callbacks": {"callbacks", "probes", "metrics"},
+    "spec.py": set(),
+    "schedules.py": set(),
+    "metrics.py": set(),
+    "signatures.py": set(),
+    "report.py": set(),
+    "config.py": {"signatures"},
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute"
+            if node.module == "jepa":
+                yield from (alias.name for alias in node.names)
+            elif (node.module or "").startswith("jepa."):
+                yield node.module.removeprefix("jepa.")
+        elif isinstance(node, ast.Import):
+            yield from (
+                a.name.removeprefix("jepa.") for a in node.names if a.name.startswith("jepa.")
+            )
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_imports_point_one_way(layer):
+    place = PACKAGE / layer
+    for path in place.rglob("*.py") if place.is_dir() else [place]:
+        for target in imported(path):
+            ok = any(target == m or target.startswith(m + ".") for m in MAY_IMPORT[layer])
+            assert ok, f"{path.relative_to(PACKAGE)} must not import jepa.{target}"
+
+
+def test_only_entry_points_and_run_see_a_config():
+    allowed = {"train", "evaluate", "embed", "run", "config", "screen"}
+    for path in PACKAGE.rglob("*.py"):
+        inside = path.relative_to(PACKAGE)
+        if inside.parts[0] != "sweeps" and inside.stem not in allowed:
+            assert "omegaconf" not in path.read_text(), f"{inside} must not read a config"
+
+
+def test_no_model_saves_hyperparameters():
+    for path in PACKAGE.rglob("*.py"):
+        assert "save_hyperparameters(" not in path.read_text(), path
