@@ -8,6 +8,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from jepa.nn.dropout import Dropout
+
+SHORT = 64  # on the CPU, up to so many tokens, two products and a softmax beat the fused kernel
+
 
 def take(x: Float[Tensor, "b n d"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
     """Pick tokens by index, row by row."""
@@ -26,9 +30,9 @@ class Attention(nn.Module):
         if width % n_heads:
             raise ValueError(f"width must be a multiple of n_heads, got {width=}, {n_heads=}")
         self.n_heads = n_heads
-        self.dropout = dropout
         self.to_qkv = nn.Linear(width, 3 * width)
         self.to_out = nn.Linear(width, width)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "b n d"], queries: Float[Tensor, "b m d"] | None = None
@@ -38,20 +42,25 @@ class Attention(nn.Module):
         if queries is None:
             q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=h)
         else:
-            width = x.shape[-1]
-            weight, bias = self.to_qkv.weight, self.to_qkv.bias
-            q = rearrange(
-                F.linear(queries, weight[:width], bias[:width]), "b m (h d) -> b h m d", h=h
+            (to_q, to_kv), (q_bias, kv_bias) = (
+                part.split([x.shape[-1], 2 * x.shape[-1]])
+                for part in (self.to_qkv.weight, self.to_qkv.bias)
             )
+            q = rearrange(F.linear(queries, to_q, q_bias), "b m (h d) -> b h m d", h=h)
             k, v = rearrange(
-                F.linear(x, weight[width:], bias[width:]),
-                "b n (two h d) -> two b h n d",
-                two=2,
-                h=h,
+                F.linear(x, to_kv, kv_bias), "b n (two h d) -> two b h n d", two=2, h=h
             )
-        p = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
-        return self.to_out(rearrange(attended, "b h m d -> b m (h d)"))
+        return self.to_out(rearrange(self._mix(q, k, v), "b h m d -> b m (h d)"))
+
+    def _mix(
+        self, q: Float[Tensor, "b h m e"], k: Float[Tensor, "b h n e"], v: Float[Tensor, "b h n e"]
+    ) -> Float[Tensor, "b h m e"]:
+        """Average the values by how well their keys match each query."""
+        if q.device.type != "cpu" or k.shape[2] > SHORT:
+            share = self.dropout.share if self.training else 0.0
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=share)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return self.dropout(scores.softmax(-1)) @ v
 
 
 class Block(nn.Module):
@@ -68,9 +77,9 @@ class Block(nn.Module):
         self.attn = Attention(width, n_heads, dropout=dropout)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width)
+            nn.Linear(width, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, width)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "b n d"], only: Int[Tensor, "b m"] | None = None
