@@ -141,8 +141,8 @@ class TableData(DataModule):
         batch_size: int,
         effective_batch_size: int | None = None,
         seed: int = 0,
-        val_share: float | None = None,
-        test_share: float | None = None,
+        val_share: float | int | None = None,
+        test_share: float | int | None = None,
         split_seed: int | None = None,
         scaler: str | None = None,
         kinds: Mapping[str, str] | None = None,
@@ -230,7 +230,7 @@ class TableData(DataModule):
                     f"split of {len(frames[name])} rows, which is kept; leave the key out"
                 )
             if name not in frames:
-                shares[name] = self.default_shares[name] if share is None else share
+                shares[name] = self.default_shares[name] if share is None else float(share)
         if not any(shares.values()):
             return frames
         whole = frames["train"]

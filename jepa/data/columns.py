@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
+from jepa.data.quoting import kind_setting, list_setting
+
 KINDS = ("number", "category", "date", "drop")
 PARTS = ("year", "month", "day", "weekday", "hour", "days")  # days: since 1970-01-01, with fraction
 _ISO = re.compile(
@@ -44,7 +46,7 @@ def infer_kind(column: pd.Series) -> str:
     if types.is_complex_dtype(dtype):
         raise ValueError(
             f"column {column.name!r} holds complex numbers: split it into two real columns, "
-            f"or leave it out with data.drop=[{column.name}]"
+            f"or leave it out with {list_setting('data.drop', str(column.name))}"
         )
     if types.is_numeric_dtype(dtype) or types.is_timedelta64_dtype(dtype):
         return "number"
@@ -77,7 +79,8 @@ def numbers(column: pd.Series) -> np.ndarray:
     if infinite:
         raise ValueError(
             f"column {column.name!r} holds {infinite} infinite values: leave those cells empty "
-            f"(missing values are fine), or leave the column out with data.drop=[{column.name}]"
+            "(missing values are fine), or leave the column out with "
+            f"{list_setting('data.drop', str(column.name))}"
         )
     return values
 
@@ -96,7 +99,7 @@ def _as_float(column: pd.Series) -> np.ndarray:
     if wrong.any():
         raise ValueError(
             f"column {column.name!r} is read as a number, but holds {raw[wrong][0]!r} "
-            f"({int(wrong.sum())} such values): set data.kinds.{column.name}=category"
+            f"({int(wrong.sum())} such values): set {kind_setting(str(column.name), 'category')}"
         )
     return values
 
@@ -156,10 +159,12 @@ def date_parts(column: pd.Series) -> dict[str, np.ndarray]:
         raise ValueError(
             f"column {column.name!r} is read as dates, but holds {first!r} "
             f"({int(wrong.sum())} such values): write dates as 2024-12-31 or 2024-12-31 23:59:00, "
-            f"or set data.kinds.{column.name}=category"
+            f"or set {kind_setting(str(column.name), 'category')}"
         )
-    days = (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)
-    parts = {"days": days} | {part: getattr(dates.dt, part) for part in PARTS if part != "days"}
+    days = (dates - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
+    clock = dates.dt
+    found = (clock.year, clock.month, clock.day, clock.day_of_week, clock.hour, days)
+    parts = dict(zip(PARTS, found, strict=True))
     return {part: parts[part].to_numpy(dtype=np.float64) for part in PARTS}
 
 

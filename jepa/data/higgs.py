@@ -30,6 +30,7 @@ COLUMNS = [
     *("m_jj", "m_jjj", "m_lv", "m_jlv", "m_bb", "m_wbb", "m_wwbb"),
 ]
 _CHUNK = 200_000
+_UNREADABLE = (pd.errors.ParserError, pd.errors.EmptyDataError)
 
 
 class Higgs(TableData):
@@ -96,7 +97,7 @@ def build_cache(source: Path, cache: Path, shape: tuple[int, int]) -> None:
             raise ValueError(_other(source, f"{done:,}", shape[0], shape))
         table.flush()
         os.replace(part, cache)
-    except (EOFError, gzip.BadGzipFile, pd.errors.ParserError) as error:
+    except (EOFError, gzip.BadGzipFile, *_UNREADABLE) as error:
         raise ValueError(
             f"{source} is damaged or cut short ({error}): download it again"
         ) from error

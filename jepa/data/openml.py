@@ -24,7 +24,9 @@ def read_openml(
     """
     try:
         with _timeout(timeout_s):
-            bunch = fetch_openml(data_id=data_id, data_home=data_dir, as_frame="auto", n_retries=0)
+            bunch = fetch_openml(
+                data_id=data_id, data_home=data_dir, as_frame="auto", n_retries=1, delay=0.1
+            )
     except (OSError, HTTPException) as error:
         raise FileNotFoundError(
             f"OpenML data set {data_id} is not cached and cannot be downloaded ({error}): looked "

@@ -2,10 +2,14 @@
 
 import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
+
+from jepa.data.quoting import text_setting
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 
@@ -15,20 +19,47 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for another kind of file, and for one that is empty, damaged or not UTF-8.
+        ValueError: for another kind of file, and for one that is empty, damaged, not UTF-8, or
+            names two columns alike.
+    """
+    path = check_path(path)
+    with plain_errors(path):
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        twice = _repeated_names(path)
+        if not twice:
+            return pd.read_csv(path, sep=separator_of(path), encoding="utf-8", low_memory=False)
+    raise ValueError(
+        f"data.path={str(path)!r}: column names must be unique, it has several of: "
+        f"{', '.join(map(repr, twice))}; rename them"
+    )
+
+
+def check_path(path: str | Path) -> Path:
+    """Return the path of a table that is there.
+
+    Raises:
+        FileNotFoundError: if there is no such file; shows how to quote its name.
+        ValueError: for another kind of file.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(_absent(path))
-    name = path.name.lower()
-    if not name.endswith(SUFFIXES):
+    if not path.name.lower().endswith(SUFFIXES):
         raise ValueError(f"data.path={str(path)!r} must end in one of {', '.join(SUFFIXES)}")
+    return path
+
+
+def separator_of(path: Path) -> str:
+    """Return what stands between the cells of a text file of this name."""
+    return "\t" if path.name.lower().endswith((".tsv", ".tsv.gz")) else ","
+
+
+@contextmanager
+def plain_errors(path: Path) -> Iterator[None]:
+    """Turn what pandas, pyarrow and gzip raise while reading into one message with the fix."""
     try:
-        if name.endswith(".parquet"):
-            return pd.read_parquet(path)
-        separator = "\t" if name.endswith((".tsv", ".tsv.gz")) else ","
-        _check_header(path, separator)
-        return pd.read_csv(path, sep=separator, encoding="utf-8", low_memory=False)
+        yield
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"data.path={str(path)!r} is empty: it has no header line") from error
     except UnicodeDecodeError as error:
@@ -36,34 +67,17 @@ def read_table(path: str | Path) -> pd.DataFrame:
             f"data.path={str(path)!r} is not UTF-8 (byte {error.object[error.start]:#04x} at "
             f"{error.start}): save it as UTF-8, e.g. iconv -f latin1 -t utf-8 OLD > NEW"
         ) from error
-    except (EOFError, OSError, zlib.error) as error:  # pyarrow's errors are OSError or ValueError
-        raise ValueError(_damaged(path, error)) from error
-    except ValueError as error:  # parser errors of pandas and pyarrow
+    except (EOFError, OSError, ValueError, zlib.error) as error:  # parser errors are ValueErrors
         raise ValueError(_damaged(path, error)) from error
 
 
-def quoted(key: str, value: str) -> str:
-    """Write a setting so that shell and Hydra both read it as meant.
-
-    >>> print(quoted("data.path", "my file (1).csv"))
-    'data.path="my file (1).csv"'
-    """
-    inner = value.replace("\\", "\\\\").replace('"', '\\"')
-    return "'" + f'{key}="{inner}"'.replace("'", "'\\''") + "'"
-
-
-def _check_header(path: Path, separator: str) -> None:
-    """Refuse a repeated column name, which pandas would rename in silence."""
+def _repeated_names(path: Path) -> list[str]:
+    """Column names that occur twice; pandas would rename them in silence."""
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8") as file:
-        header = pd.read_csv(file, sep=separator, header=None, nrows=1, dtype=str)
+        header = pd.read_csv(file, sep=separator_of(path), header=None, nrows=1, dtype=str)
     names = header.iloc[0].dropna()
-    twice = names[names.duplicated()].unique()
-    if len(twice):
-        raise pd.errors.DataError(
-            f"column names must be unique, it has several of: {', '.join(map(repr, twice))}; "
-            "rename them"
-        )
+    return list(names[names.duplicated()].unique())
 
 
 def _absent(path: Path) -> str:
@@ -74,14 +88,12 @@ def _absent(path: Path) -> str:
     return (
         f"data.path={str(path)!r} does not exist (looked in {str(folder.resolve())!r}). {hint}"
         "A name with spaces, brackets, commas or = needs two pairs of quotes: "
-        f"{quoted('data.path', str(path))}"
+        f"{text_setting('data.path', str(path))}"
     )
 
 
 def _damaged(path: Path, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
-    if isinstance(error, pd.errors.DataError):
-        return f"data.path={str(path)!r}: {reason}"
     return (
         f"data.path={str(path)!r} cannot be read, it is damaged, cut short or of another format "
         f"({reason}): copy or write the file again"

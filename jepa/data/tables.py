@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepa.data.columns import KINDS, column_of, date_parts, infer_kind, labels, nearest, numbers
+from jepa.data.quoting import list_setting
 from jepa.data.scalers import SCALERS, Scaler, quantiles
 from jepa.data.targets import Target, choose_task, class_names
 from jepa.spec import TabularSpec
@@ -241,8 +242,8 @@ class TableTransform:
         if len(known) > self.max_categories:
             raise ValueError(
                 f"column {name!r} holds {len(known)} distinct values in {len(column)} rows: an "
-                f"identifier? Leave it out with data.drop=[{name}], or allow it with "
-                f"data.max_categories={len(known)}, or join rare values with data.min_count=10"
+                f"identifier? Leave it out with {list_setting('data.drop', name)}, or allow it "
+                f"with data.max_categories={len(known)}, or join rare values with data.min_count=10"
             )
         feature = Feature(name, name, vocabulary=tuple(known))
         used = np.unique(_codes(column, feature.vocabulary))

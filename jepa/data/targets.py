@@ -1,6 +1,7 @@
 """What a table's target column asks for, and its values as a tensor."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from pandas.api import types
 from torch import Tensor
 
 from jepa.data.columns import column_of, infer_kind, labels, nearest, numbers
+from jepa.data.quoting import text_setting
 
 TASKS = ("binary", "multiclass", "regression", "none")
 MAX_AUTO_CLASSES = 20
@@ -33,7 +35,8 @@ class Target:
             return None
         column = _complete(frame, self.column)
         if self.task == "regression":
-            y = torch.from_numpy(numbers(column).astype(np.float32))
+            with np.errstate(over="ignore"):  # said below
+                y = torch.from_numpy(numbers(column).astype(np.float32))
             if not bool(torch.isfinite(y).all()):
                 raise ValueError(f"data.target={self.column!r} holds numbers beyond 3e38: rescale")
             return y
@@ -69,7 +72,11 @@ def choose_task(frame: pd.DataFrame, column: str | None, task: str) -> str:
         return "none"
     if column not in frame:
         names = [str(name) for name in frame.columns]
-        raise ValueError(f"data.target={column!r} is not in the table; {nearest(column, names)}")
+        raise ValueError(
+            f"data.target={column!r} is not in the table; {nearest(column, names)}. A name with "
+            "spaces, brackets, commas or = needs two pairs of quotes: "
+            f"{text_setting('data.target', (get_close_matches(column, names) or names)[0])}"
+        )
     if task == "none":
         return task
     target = _complete(frame, column)
