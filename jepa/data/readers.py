@@ -23,16 +23,12 @@ def read_table(path: str | Path) -> pd.DataFrame:
             names two columns alike.
     """
     path = check_path(path)
-    with plain_errors(path):
-        if path.suffix.lower() == ".parquet":
+    if is_parquet(path):
+        with plain_errors(path):
             return pd.read_parquet(path)
-        twice = _repeated_names(path)
-        if not twice:
-            return pd.read_csv(path, sep=separator_of(path), encoding="utf-8", low_memory=False)
-    raise ValueError(
-        f"data.path={str(path)!r}: column names must be unique, it has several of: "
-        f"{', '.join(map(repr, twice))}; rename them"
-    )
+    check_header(path)
+    with plain_errors(path):
+        return pd.read_csv(path, sep=separator_of(path), encoding="utf-8", low_memory=False)
 
 
 def check_path(path: str | Path) -> Path:
@@ -48,6 +44,11 @@ def check_path(path: str | Path) -> Path:
     if not path.name.lower().endswith(SUFFIXES):
         raise ValueError(f"data.path={str(path)!r} must end in one of {', '.join(SUFFIXES)}")
     return path
+
+
+def is_parquet(path: Path) -> bool:
+    """Tell parquet from text by the name."""
+    return path.suffix.lower() == ".parquet"
 
 
 def separator_of(path: Path) -> str:
@@ -71,13 +72,22 @@ def plain_errors(path: Path) -> Iterator[None]:
         raise ValueError(_damaged(path, error)) from error
 
 
-def _repeated_names(path: Path) -> list[str]:
-    """Column names that occur twice; pandas would rename them in silence."""
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
-    with opened(path, "rt", encoding="utf-8") as file:
+def check_header(path: Path) -> None:
+    """Refuse a text file that names two columns alike: pandas would rename one in silence.
+
+    Raises:
+        ValueError: for such a file, and for one that cannot be read.
+    """
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    with plain_errors(path), opened(path, "rt", encoding="utf-8") as file:
         header = pd.read_csv(file, sep=separator_of(path), header=None, nrows=1, dtype=str)
     names = header.iloc[0].dropna()
-    return list(names[names.duplicated()].unique())
+    twice = list(names[names.duplicated()].unique())
+    if twice:
+        raise ValueError(
+            f"data.path={str(path)!r}: column names must be unique, it has several of: "
+            f"{', '.join(map(repr, twice))}; rename them"
+        )
 
 
 def _absent(path: Path) -> str:
