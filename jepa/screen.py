@@ -70,12 +70,18 @@ def show_model(model: L.LightningModule, x: Tensor) -> None:
 def show_report(content: dict[str, Any]) -> None:
     """Print the metrics with their intervals beside the controls, and what they mean."""
     head, *body = report.rows(content)
-    table = Table(title=f"{content['status']}: {content['reason']}", title_justify="left")
-    for index, name in enumerate(head):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
-    for row in body:
-        table.add_row(*row)
-    console.print(table)
+    free = [row for row in body if "/label_free/" in row[0]]
+    scored = [row for row in body if row not in free]
+    title = f"{content['status']}: {content['reason']}"
+    for part, name in ((scored, title), (free, "without labels")):
+        if part:
+            table = Table(title=name, title_justify="left")
+            for index, column in enumerate(head):
+                left = index == 0
+                table.add_column(column, justify="left" if left else "right", no_wrap=left)
+            for row in part:
+                table.add_row(*row)
+            console.print(table)
     for line in report.verdict(content):
         style = "bold red" if "DOES NOT BEAT" in line else ""
         console.print(line, style=style, highlight=False, soft_wrap=True)
