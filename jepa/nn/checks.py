@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def check_range(key: str, value: float, *, low: float, high: float | None = None) -> None:
+def check_range(key: str, value: float | int, *, low: int, high: int | None = None) -> None:
     """Refuse a number outside [low, high]; without `high`, below `low`.
 
     Raises:
