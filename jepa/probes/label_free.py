@@ -27,14 +27,23 @@ def label_free(x: Float[Tensor, "n e"]) -> dict[str, float]:
     if not len(x):
         raise ValueError("label_free needs rows of features, got none")
     values = to_cpu(x, torch.float64)
-    second = gram(values) if values.shape[1] <= len(values) else gram(values.T)
-    spectrum = torch.linalg.eigvalsh(second / len(values)).clamp_min(0).flip(0)
-    std = values.std(0, correction=0)
+    n, e = values.shape
+    mean = values.mean(0)
+    centred = values - mean
+    if e <= n:
+        inner = gram(centred)
+        second = inner + n * torch.outer(mean, mean)  # adding loses no digits, subtracting would
+    else:
+        inner = gram(centred.T)
+        shift = centred @ mean
+        second = inner + shift + shift[:, None] + mean.square().sum()
+    spectrum = torch.linalg.eigvalsh(second / n).clamp_min(0).flip(0)
+    std = torch.linalg.vector_norm(centred, dim=0) / n**0.5
     return {
         "rankme": rankme(spectrum.sqrt()),
         "alpha_req": alpha_req(spectrum),
         "spectrum_entropy": spectrum_entropy(spectrum),
-        "isotropy": isotropy(values),
+        "isotropy": isotropy(inner, n_features=e),
         "mean_cosine": mean_cosine(values),
         "std_mean": std.mean().item(),
         "std_min": std.min().item(),
@@ -80,17 +89,16 @@ def spectrum_entropy(spectrum: Float[Tensor, " k"]) -> float:
     return torch.special.entr(spectrum / total).sum().item() / math.log(len(spectrum))
 
 
-def isotropy(x: Float[Tensor, "n e"]) -> float:
+def isotropy(inner: Float[Tensor, "k k"], *, n_features: int) -> float:
     """Return the share of the directions that carry the variance, from 1 / e to 1; 0 if none.
 
     (sum of the variances)^2 / (e * sum of their squares) over the principal directions: phi of
     IsoScore (Rudman et al., ACL Findings 2022, arXiv:2108.07344), before its rescaling to [0, 1].
-    It needs no eigenvalue: the sums are a trace and a Frobenius norm.
+    From the inner products of the centred columns (or rows), without an eigenvalue: the sums are
+    a trace and a Frobenius norm.
     """
-    centred = x - x.mean(0)
-    small = gram(centred) if x.shape[1] <= len(x) else gram(centred.T)
-    squares = small.square().sum().item()
-    return small.diagonal().sum().item() ** 2 / (x.shape[1] * squares) if squares else 0.0
+    squares = inner.square().sum().item()
+    return inner.trace().item() ** 2 / (n_features * squares) if squares else 0.0
 
 
 def mean_cosine(x: Float[Tensor, "n e"]) -> float:

@@ -61,18 +61,18 @@ def fit_ridge(
     whole path costs one Gram matrix and a Cholesky factor per `l2`.
     """
     order, n_fit = shuffle(len(x), seed)
-    space, a = Coordinates.fit(x[order.to(x.device)])
+    space, a = Coordinates.fit(x.index_select(0, order.to(x.device)))
     targets = encode_targets(y, n_classes)[order]
     held = targets[n_fit:]
     offset = targets[:n_fit].mean(0)
-    part, cross = gram(a[:n_fit]), a[:n_fit].T @ (targets[:n_fit] - offset)
+    part, cross = gram(a[:n_fit]), times(a[:n_fit], targets[:n_fit] - offset)
 
     def held_out(l2: float) -> Tensor:
         return a[n_fit:] @ solve(part, cross, l2) + offset
 
     l2, output = walk(l2, held_out, lambda output: (output - held).square().sum())
     mean = targets.mean(0)
-    weights = solve(part.add_(gram(a[n_fit:])), a.T @ (targets - mean), l2)
+    weights = solve(part.add_(gram(a[n_fit:])), times(a, targets - mean), l2)
     if not n_classes:
         return lambda x: space(x) @ weights + mean
     sharpness = choose_sharpness(output, held)
@@ -130,7 +130,7 @@ def fit_logistic(
     Each `l2` starts from the weights of the one before.
     """
     order, n_fit = shuffle(len(x), seed)
-    space, a = Coordinates.fit(x[order.to(x.device)])
+    space, a = Coordinates.fit(x.index_select(0, order.to(x.device)))
     targets = encode_targets(y, n_classes)[order]
     targets = targets[:, 1:] if n_classes == 2 else targets
     part, held = gram(a[:n_fit]), targets[n_fit:]
@@ -182,7 +182,9 @@ def minimize_log_loss(
     def closure() -> float:
         weights, bias = parts()
         loss, residual = log_loss(a @ weights + bias, targets)
-        slope = torch.linalg.solve_triangular(factor, a.T @ residual + l2 * weights, upper=False)
+        slope = torch.linalg.solve_triangular(
+            factor, times(a, residual) + l2 * weights, upper=False
+        )
         v.grad = torch.cat([slope, residual.sum(0, keepdim=True) * bias_unit])
         return (loss + l2 / 2 * weights.square().sum()).item()
 
@@ -190,6 +192,11 @@ def minimize_log_loss(
         [v], max_iter=max_iter, tolerance_grad=tolerance, line_search_fn="strong_wolfe"
     ).step(closure)
     return parts()
+
+
+def times(a: Float[Tensor, "n k"], b: Float[Tensor, "n c"]) -> Float[Tensor, "k c"]:
+    """Return a.T @ b, several times faster than so written: narrow `b`, rows of `a` in memory."""
+    return (b.T @ a).T
 
 
 def log_loss(
