@@ -75,6 +75,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     if is_first_rank():
         text = run.write_records(run_dir, cfg)
         screen.show_config(cfg)
+        screen.say(data.describe())
         screen.show_model(model, next(iter(data.probe_batches("train", max_rows=8, seed=0)))["x"])
     callbacks = build_callbacks(cfg, data, probes, text)
     trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=build_loggers(cfg))
@@ -85,9 +86,14 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
 
 
 def quiet() -> None:
-    """Silence Lightning's notes that do not concern this run."""
+    """Silence Lightning's notes that do not concern this run; say other warnings in one line."""
     import warnings
 
+    def say(message, category, filename, lineno, file=None, line=None) -> None:
+        print(f"warning: {message}")
+        log.warning("%s (%s, %s:%s)", message, category.__name__, filename, lineno)
+
+    warnings.showwarning = say
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*in eval mode.*",  # the teacher, as meant

@@ -27,7 +27,9 @@ class Watch(L.Callback):
     def on_train_end(self, trainer, pl_module):
         seen = {
             "weights": {k: v.double().sum().item() for k, v in pl_module.state_dict().items()},
-            "metrics": {k: v.item() for k, v in trainer.callback_metrics.items() if "train" not in k},
+            "metrics": {
+                k: v.item() for k, v in trainer.callback_metrics.items() if "train" not in k
+            },
             "rows": self.rows,
             "masks": self.masks,
             "steps": trainer.global_step,
@@ -45,7 +47,9 @@ def main(folder: Path, devices: int) -> None:
     data = Table(path=f"{folder}/t.csv", target="label", batch_size=16 // devices)
     data.prepare()
     model = build_model(settings(folder, *arguments), data.spec)
-    probe = Probe(probes={"ridge": partial(ridge, l2=1.0, seed=0)}, max_rows=50, max_val_rows=10, seed=0)
+    probe = Probe(
+        probes={"ridge": partial(ridge, l2=1.0, seed=0)}, max_rows=50, max_val_rows=10, seed=0
+    )
     trainer = L.Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
         max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -178,7 +178,7 @@ def test_an_effective_batch_becomes_accumulation(tmp_path):
     run_training(tmp_path / "a", *arguments, "data.effective_batch_size=32")
     assert OmegaConf.load(tmp_path / "a" / "config.yaml").trainer.accumulate_grad_batches == 2
     last = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 2 * 2  # 82 training rows: 5 batches, so 2 whole groups an epoch
+    assert last["global_step"] == 2 * 2  # 78 training rows: 4 batches, so 2 groups an epoch
     with pytest.raises(ValueError, match="effective_batch_size=20"):
         run_training(tmp_path / "b", *arguments, "data.effective_batch_size=20")
 

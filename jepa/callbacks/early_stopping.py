@@ -25,7 +25,13 @@ class EarlyStopping(LightningEarlyStopping):
                 "callbacks.early_stopping.patience must be at least 1, or null to turn early "
                 f"stopping off, got {patience=}"
             )
-        super().__init__(monitor, min_delta=min_delta, patience=patience or 0, mode="min")
+        super().__init__(
+            monitor,
+            min_delta=min_delta,
+            patience=patience or 0,
+            mode="min",
+            check_on_train_epoch_end=False,  # the objective is known after validations only
+        )
         self.on = patience is not None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -51,13 +51,13 @@ class Finish(L.Callback):
 
 def why(trainer: L.Trainer) -> tuple[str, str]:
     """Return (status, reason) of a training that has ended."""
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return "finished", f"trainer.max_steps={trainer.max_steps} reached"
+    if trainer.max_epochs is not None and trainer.current_epoch >= trainer.max_epochs > -1:
+        return "finished", f"trainer.max_epochs={trainer.max_epochs} reached"
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
             return "stopped", f"early stopping: {callback.stopping_reason_message}"
         if isinstance(callback, Timer) and (callback.time_remaining() or 1.0) <= 0:
             return "stopped", "trainer.max_time is used up"
-    if 0 <= trainer.max_steps <= trainer.global_step:
-        return "finished", f"trainer.max_steps={trainer.max_steps} reached"
-    if trainer.max_epochs is not None and trainer.current_epoch >= trainer.max_epochs > -1:
-        return "finished", f"trainer.max_epochs={trainer.max_epochs} reached"
     return "stopped", "the trainer was told to stop"

@@ -11,7 +11,6 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from jepa.data.batches import Batches, OrderedBatches, Rows
@@ -77,6 +76,10 @@ class DataModule(L.LightningDataModule):
     def test_dataloader(self) -> OrderedBatches | list:
         """In order, every row once; no batches without a test split."""
         return self._ordered("test")
+
+    def describe(self) -> str:
+        """Say what was prepared, in a few lines for the screen."""
+        return "rows: " + ", ".join(f"{name} {len(rows)}" for name, rows in self.splits.items())
 
     def probe_batches(
         self, split: str, *, max_rows: int | None = None, seed: int = 0
@@ -187,15 +190,16 @@ class TableData(DataModule):
         self._check_classes()
         self.spec = self.transform.spec
         self.preprocessing = self.transform.state()
-        rank_zero_info(self.transform.describe())
         self.splits = {
             name: Rows(self.transform.encode(frame), self.transform.encode_target(frame))
             for name, frame in frames.items()
         }
-        sizes = ", ".join(f"{name} {len(rows)}" for name, rows in self.splits.items())
-        rank_zero_info(f"rows: {sizes}; task: {task}")
         if self.batch_size > len(self.splits["train"]):
             Batches(self.splits["train"], self.batch_size, seed=self.seed)  # says what to change
+
+    def describe(self) -> str:
+        """Kinds of the columns, the target, and the rows of each split."""
+        return f"{self.transform.describe()}\n{super().describe()}"
 
     def _checked(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
         frame = named(frame)
