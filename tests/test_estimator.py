@@ -249,3 +249,13 @@ def test_importing_the_package_is_quick_and_loads_no_torch():
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
     seconds, *loaded = min(run.stdout.split() for run in runs)
     assert float(seconds) < 0.2 and loaded == ["False", "False"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_nearly_the_same_codes_and_a_pickle_for_the_cpu():
+    fitted = encoder(accelerator="gpu").fit(mixed())
+    assert {p.device.type for p in fitted.model_.parameters()} == {"cpu"}
+    codes = fitted.transform(mixed())
+    alone = pickle.loads(pickle.dumps(fitted)).set_params(accelerator="cpu").transform(mixed())
+    np.testing.assert_allclose(codes, alone, rtol=1e-3, atol=1e-4)
