@@ -1,0 +1,40 @@
+"""Run the entries: `python -m tests.bench [only=tjepa] [quick=true]`; each is a file here."""
+
+import importlib
+import json
+import pkgutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench.machine import describe
+
+ENTRIES = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)])]
+ENTRIES = [name for name in ENTRIES if name not in ("__main__", "machine", "official")]
+
+
+def main(*arguments: str) -> None:
+    """Print each entry's tables, and write its figures to runs/bench/."""
+    settings = dict(argument.split("=", 1) for argument in arguments)
+    unknown = settings.keys() - {"only", "quick"}
+    names = [settings["only"]] if "only" in settings else ENTRIES
+    if unknown or not set(names) <= set(ENTRIES):
+        raise SystemExit(f"use: python -m tests.bench [only={'|'.join(ENTRIES)}] [quick=true]")
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    for name in names:
+        now = datetime.now(UTC)
+        machine = describe()
+        console.print(f"[bold]{name}[/] {now:%Y-%m-%d %H:%M} UTC, {machine}")
+        entry = importlib.import_module(f"tests.bench.{name}")
+        figures = entry.run(console, quick=settings.get("quick", "false") == "true")
+        path = Path("runs/bench") / f"{name}_{now:%Y-%m-%d_%H-%M-%S}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"entry": name, "date": now.isoformat(), "machine": machine, "figures": figures}
+        path.write_text(json.dumps(record, indent=1))
+        console.print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
