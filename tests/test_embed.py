@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from jepa.codes import pick_device, regroup, write_codes
+from jepa.codes import embed_parts, pick_device, regroup, write_codes
 from jepa.config import CONF
 from jepa.data.tables import TableTransform
 from jepa.embed import check_out, embed_file, transform_of
@@ -182,6 +182,17 @@ def test_regroup_keeps_every_row_in_order():
     assert [len(group) for group in groups] == [4, 4, 4, 4, 4, 1]
     assert torch.equal(torch.cat(groups), torch.arange(21))
     assert list(regroup([], 4)) == []
+
+
+def test_the_model_sees_the_same_batches_however_the_rows_come():
+    class Counter:
+        def embed(self, x):
+            return torch.full((len(x), 1), len(x))
+
+    for cuts in ([10], [1] * 10, [3, 0, 7]):
+        parts = torch.zeros(10, 2).split(cuts)
+        found = embed_parts(Counter(), parts, batch_size=4, device=torch.device("cpu"))
+        assert torch.cat(list(found)).flatten().tolist() == [4] * 8 + [2] * 2
 
 
 def test_a_failure_half_way_leaves_the_old_file_and_nothing_else(opened, tmp_path):
