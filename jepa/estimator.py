@@ -23,7 +23,7 @@ from jepa.config import CONF
 from jepa.data.batches import Batches, Rows
 from jepa.data.columns import nearest
 from jepa.data.tables import TableTransform
-from jepa.run import build_model
+from jepa.run import FROM_A_FILE, build_model
 
 _EMBED_ROWS = 4096  # rows of one forward pass
 
@@ -125,7 +125,8 @@ class TJEPAEncoder(TransformerMixin, BaseEstimator):
         seed = _draw_seed(self.random_state)
         with _leave_alone():
             torch.manual_seed(seed)
-            model = build_model(self._config(seed), table.spec)
+            with FROM_A_FILE:
+                model = build_model(self._config(seed), table.spec)
             self._train(model, x, seed)
         del model.optimizer  # training is over, and Hydra's partial cannot be pickled
         self.table_, self.model_ = table, model.cpu().eval()

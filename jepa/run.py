@@ -153,12 +153,17 @@ def spec_of(checkpoint: dict[str, Any]) -> TabularSpec:
     return TabularSpec(**checkpoint["spec"])
 
 
-def load_model(path: Path) -> tuple[DictConfig, L.LightningModule, dict[str, Any]]:
-    """Return (config, model with the saved weights, checkpoint content), with this file alone.
+def load_model(run: str | Path) -> tuple[DictConfig, L.LightningModule, dict[str, Any]]:
+    """Return (config, model with the saved weights, checkpoint content), from one file alone.
+
+    Args:
+        run: a checkpoint, or a run directory, of which the best one is taken.
 
     Raises:
-        ValueError: if the weights do not fit the model that the config describes.
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if it is not one of ours, or weights and config do not fit.
     """
+    path = find_checkpoint(run)
     checkpoint = read_checkpoint(path)
     cfg = cast(DictConfig, OmegaConf.create(checkpoint["config"]))
     with FROM_A_FILE:
