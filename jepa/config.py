@@ -4,6 +4,7 @@ A mistyped key is refused before the first heavy import and before a run directo
 """
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -66,6 +67,10 @@ def explain(error: BaseException) -> str | None:
         if cause is None:
             return str(error)
         return explain(cause) or (str(error) if isinstance(cause, TypeError) else None)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"the disk is full, or a limit is reached: {error}; free space, or give hydra.run.dir="
+        )
     known = (UserError, ValueError, OSError, HydraException, OmegaConfBaseException)
     if isinstance(error, known) or type(error).__name__ == "MisconfigurationException":
         return str(error) or type(error).__name__

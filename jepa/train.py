@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,9 @@ def main(cfg: DictConfig) -> float:
             content = report.new(
                 status="stopped" if stopped else "failed", reason=reason, events=events
             )
-            report.write(run_dir, content)
             log.exception("the run %s", content["status"])
+            with suppress(OSError):  # a full disk must not hide why the run ended
+                report.write(run_dir, content)
         raise
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from support import settings
 
 from jepa.callbacks.probe import Probe
 from jepa.data.table import Table
 from jepa.probes.linear import ridge
 from jepa.run import build_model
-from support import settings
 
 
 class Watch(L.Callback):

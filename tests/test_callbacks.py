@@ -4,11 +4,11 @@ import math
 import lightning as L
 import pytest
 import torch
+from support import overrides_for, run_training, write_table
 
 from jepa.callbacks.early_stopping import EarlyStopping
 from jepa.callbacks.metrics_csv import MetricsCSV
 from jepa.callbacks.probe import Probe, embed_all, unnoticed
-from support import overrides_for, run_training, write_table
 
 
 def weights(run_dir):

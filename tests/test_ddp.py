@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from support import write_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]

@@ -260,6 +260,22 @@ class TestCommand:
         assert report["status"] == "failed" and "label" in report["reason"]
         assert not (tmp_path / "out" / "checkpoints").exists()
 
+    def test_a_full_disk_ends_with_one_message(self, tmp_path):
+        write_table(tmp_path / "t.csv")
+        arguments = overrides_for(tmp_path / "t.csv")
+        limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40000,) * 2); "  # fmt: skip  # noqa: E501
+        start = "sys.argv = ['jepa.train'] + sys.argv[1:]; runpy.run_module('jepa.train', run_name='__main__')"  # fmt: skip  # noqa: E501
+        done = subprocess.run(
+            [sys.executable, "-c", limit + start, *arguments, "hydra.run.dir=out"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert done.stderr.count("error:") == 1 and "disk is full" in done.stderr
+        assert "Traceback" not in done.stderr
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report["status"] == "failed"
+        assert not list((tmp_path / "out" / "checkpoints").glob("*"))
+
     def test_an_unknown_key_writes_nothing(self, tmp_path):
         done = command("model.widht=3", cwd=tmp_path, check=False)
         assert done.returncode == 2 and "did you mean model.width" in done.stderr
