@@ -1,4 +1,4 @@
-"""Run the entries: `python -m tests.bench [only=tjepa] [quick=true]`; each is a file here."""
+"""Run the entries, each a file here: `python -m tests.bench only=tjepa quick=true`."""
 
 import importlib
 import json
@@ -18,17 +18,20 @@ ENTRIES = [name for name in ENTRIES if name not in ("__main__", "machine", "offi
 def main(*arguments: str) -> None:
     """Print each entry's tables, and write its figures to runs/bench/."""
     settings = dict(argument.split("=", 1) for argument in arguments)
-    unknown = settings.keys() - {"only", "quick"}
+    unknown = settings.keys() - {"only", "quick", "compiled"}
     names = [settings["only"]] if "only" in settings else ENTRIES
     if unknown or not set(names) <= set(ENTRIES):
-        raise SystemExit(f"use: python -m tests.bench [only={'|'.join(ENTRIES)}] [quick=true]")
+        raise SystemExit(
+            f"use: python -m tests.bench [only={'|'.join(ENTRIES)}] [quick=true] [compiled=true]"
+        )
     console = Console(width=None if sys.stdout.isatty() else 150)
     for name in names:
         now = datetime.now(UTC)
         machine = describe()
         console.print(f"[bold]{name}[/] {now:%Y-%m-%d %H:%M} UTC, {machine}")
         entry = importlib.import_module(f"tests.bench.{name}")
-        figures = entry.run(console, quick=settings.get("quick", "false") == "true")
+        flags = {key: settings.get(key, "false") == "true" for key in ("quick", "compiled")}
+        figures = entry.run(console, **flags)
         path = Path("runs/bench") / f"{name}_{now:%Y-%m-%d_%H-%M-%S}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"entry": name, "date": now.isoformat(), "machine": machine, "figures": figures}
