@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 from omegaconf import DictConfig, ListConfig
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
@@ -72,16 +73,9 @@ def show_report(content: dict[str, Any]) -> None:
     head, *body = report.rows(content)
     free = [row for row in body if "/label_free/" in row[0]]
     scored = [row for row in body if row not in free]
-    title = f"{content['status']}: {content['reason']}"
-    for part, name in ((scored, title), (free, "without labels")):
-        if part:
-            table = Table(title=name, title_justify="left")
-            for index, column in enumerate(head):
-                left = index == 0
-                table.add_column(column, justify="left" if left else "right", no_wrap=left)
-            for row in part:
-                table.add_row(*row)
-            console.print(table)
+    show_table(f"{content['status']}: {content['reason']}", [head, *scored])
+    measured = [i for i, name in enumerate(head) if name in ("metric", "value", "untrained", "raw")]
+    show_table("without labels", [[row[i] for i in measured] for row in [head, *free]])
     for line in report.verdict(content):
         style = "bold red" if "DOES NOT BEAT" in line else ""
         console.print(line, style=style, highlight=False, soft_wrap=True)
@@ -92,6 +86,19 @@ def show_report(content: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def show_table(title: str, rows: list[list[str]]) -> None:
+    """Print rows of text, the first of them the head; nothing where there is only a head."""
+    head, *body = rows
+    if not body:
+        return
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for index, name in enumerate(head):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
+    console.print(table)
 
 
 def say(text: str) -> None:
