@@ -125,16 +125,18 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
 
 def show(one: dict[str, Any] | None) -> str:
     """Return a value in four digits."""
-    return "-" if not one or one["value"] is None else f"{one['value']:.4g}"
+    return "-" if not one or one["value"] is None else digits(one["value"])
+
+
+def digits(value: float) -> str:
+    """Return four digits; two where the value is next to nothing."""
+    return f"{value:.4g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 def interval(one: dict[str, Any]) -> str:
-    """Return `[low, high]`."""
-    return (
-        "-"
-        if one["low"] is None or one["high"] is None
-        else f"[{one['low']:.4g}, {one['high']:.4g}]"
-    )
+    """Return `low..high`."""
+    low, high = one["low"], one["high"]
+    return "-" if low is None or high is None else f"{digits(low)}..{digits(high)}"
 
 
 def markdown(report: dict[str, Any]) -> str:
