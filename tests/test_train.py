@@ -217,10 +217,11 @@ class TestCommand:
             assert shown in done.stdout
         # and the same run again through the evaluate command
         evaluated = command(
-            "run=out", "probe=sgd_linear", "probe.lr=0.01", "probe.n_epochs=3", "split=val",
+            "run=out", "probe=sgd_linear", "probe.lr=0.01", "probe.n_epochs=3", "split=val", "logger=mlflow",
             cwd=tmp_path, module="jepa.evaluate",
         )  # fmt: skip
         assert "val/sgd_linear/error" in evaluated.stdout
+        assert (tmp_path / "runs" / "mlflow.db").exists()
         content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
         assert content["metrics"]["val/sgd_linear/accuracy"]["n"] > 0
 

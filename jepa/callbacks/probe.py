@@ -4,6 +4,7 @@ Codes are extracted once, in eval mode, outside the training step, and handed to
 the random state of training is put back, so that a run with probes has the same weights.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, cast, runtime_checkable
@@ -82,6 +83,7 @@ class Probe(L.Callback):
         """Embed both splits once and score them, on every rank alike."""
         if trainer.sanity_checking:
             return
+        started = time.perf_counter()
         data = cast(Any, trainer).datamodule
         model = cast(Embedder, pl_module)
         with unnoticed():
@@ -93,6 +95,7 @@ class Probe(L.Callback):
                 batches = data.probe_batches("train", max_rows=self.max_rows, seed=self.seed)
                 scores |= score_all(self.probes, embed_all(model, batches), val)
         # float32: MPS has no float64
+        pl_module.log("time/probe_s", time.perf_counter() - started)
         pl_module.log_dict(
             {f"probe/{key}": torch.tensor(float(value)) for key, value in scores.items()}
         )

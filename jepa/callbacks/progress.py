@@ -83,6 +83,7 @@ class Progress(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch's line."""
         rate = self.epoch_samples / max(self.epoch_s, 1e-9)
+        pl_module.log("time/samples_per_s", rate, rank_zero_only=True)
         self.epoch_samples, self.epoch_s = 0, 0.0
         line = (
             f"epoch {trainer.current_epoch + 1} step {trainer.global_step} "

@@ -26,6 +26,8 @@ class SearchSpaceSweeper(OptunaSweeper):
         if not sweeper.params:
             model = config.hydra.runtime.choices.model
             raise ValueError(f"no search space for {model=}: write conf/search/{model}.yaml")
+        if not any(argument.startswith("test=") for argument in arguments):
+            arguments = [*arguments, "test=false"]  # the test split is for the best trial, once
         super().sweep(arguments)
 
 
