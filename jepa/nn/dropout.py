@@ -1,7 +1,7 @@
 """Dropout that draws its own bits, for the CPU, where torch's mask costs as much as a layer.
 
-Per element, `F.dropout` takes 8 to 15 ns on an AMD EPYC (AVX2, torch 2.15), nearly all of it for the
-mask; here 16 bits of one draw of 64 serve, the rest is vectorized integer arithmetic: 2 ns.
+Per element, `F.dropout` takes 8 to 15 ns on an AMD EPYC (AVX2, torch 2.15), nearly all of it for
+the mask; here 16 bits of one draw of 64 serve, the rest is vectorized integer arithmetic: 2 ns.
 """
 
 import torch

@@ -148,7 +148,7 @@ def contenders(cardinalities, *, threads: int, quick: bool, rates: dict, compile
     return sides
 
 
-def judge(name: str, side, times: list[float], rate: float) -> dict[str, float]:
+def judge(side, times: list[float], rate: float) -> dict[str, float]:
     """Turn the times of one side into figures."""
     step = median(times)
     work = flops(side)
@@ -211,7 +211,8 @@ def run(console: Console, *, quick: bool = False, compiled: bool = False) -> dic
             times = interleave(sides, n_repeats=2 if quick else 3, n_steps=n_steps)
             rates["fp32"] = max(rates["fp32"], matmul_rate(torch.float32))
             result = {
-                k: judge(k, side, times[k], rates["bf16" if "bf16" in k else "fp32"])
+                # bf16 is judged by the better rate: without bf16 instructions it has none of its own
+                k: judge(side, times[k], max(rates.values()) if "bf16" in k else rates["fp32"])
                 for k, side in sides.items()
             }
             title = f"{name}, {threads} thread{'s' * (threads > 1)}, {clock}; products at " + (
