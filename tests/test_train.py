@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from omegaconf import OmegaConf
-from support import overrides_for, run_training, write_table
+from support import overrides_for, run_training, settings, write_table
 
 slow = [pytest.mark.slow, pytest.mark.ci]
 
@@ -201,6 +201,25 @@ def test_any_probe_can_stand_behind_the_objective(choice, tmp_path):
     assert report["objective"] == {"name": f"probe/{choice}/error", "value": value}
 
 
+def test_mps_says_which_variable_it_set_and_trains_in_float32(tmp_path, monkeypatch, capsys):
+    from jepa.train import set_variables
+
+    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK", raising=False)
+    cfg = settings(tmp_path, "trainer=mps")
+    set_variables(cfg)
+    assert os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
+    assert "PYTORCH_ENABLE_MPS_FALLBACK=1" in capsys.readouterr().out
+    assert cfg.trainer.precision == "32-true" and cfg.trainer.accelerator == "mps"
+    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK")
+
+
+def test_a_model_of_another_kind_of_data_names_a_fitting_one():
+    from jepa.models.tjepa import _check_columns
+
+    with pytest.raises(ValueError, match="data=table"):
+        _check_columns(object(), n_reg=1, representation="flatten")
+
+
 class TestCommand:
     pytestmark = slow
 
@@ -217,7 +236,8 @@ class TestCommand:
             assert shown in done.stdout
         # and the same run again through the evaluate command
         evaluated = command(
-            "run=out", "probe=sgd_linear", "probe.lr=0.01", "probe.n_epochs=3", "split=val", "logger=mlflow",
+            "run=out", "probe=sgd_linear", "probe.lr=0.01", "probe.n_epochs=3", "split=val",
+            "logger=mlflow",
             cwd=tmp_path, module="jepa.evaluate",
         )  # fmt: skip
         assert "val/sgd_linear/error" in evaluated.stdout

@@ -34,12 +34,17 @@ LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 PREDICTORS = {"joint": Transformer, "cross": CrossTransformer}
 
 
-def _check_columns(spec: TabularSpec, *, n_reg: int, representation: str) -> None:
-    """Refuse a table with nothing to hide, and a representation without its tokens.
+def _check_columns(spec: object, *, n_reg: int, representation: str) -> None:
+    """Refuse data of another kind, a table with nothing to hide, a representation without tokens.
 
     Raises:
         ValueError: then.
     """
+    if not isinstance(spec, TabularSpec):
+        raise ValueError(
+            f"model=tjepa takes tables, but this data describes itself by {type(spec).__name__}: "
+            "give a table, for example data=table data.path=my.csv, or a model for such data"
+        )
     if spec.n_features < 2:
         raise ValueError(
             f"T-JEPA hides columns from one another and needs two, got {spec.columns}: give it a "
