@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-ci test-all check bench clean
 bin := .venv/bin
+parallel := --numprocesses auto --maxprocesses 4
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
@@ -19,13 +20,13 @@ check: setup  ## Formatting, lint, types
 	$(bin)/ruff format --check . && $(bin)/ruff check . && $(bin)/pyright
 
 test: setup  ## Fast tests (no network, no GPU, no data files)
-	$(bin)/pytest -q
+	$(bin)/pytest -q $(parallel)
 
 test-ci: setup  ## The covering end-to-end tests; real data where JEPA_DATA is
-	$(bin)/pytest -q -m "ci"
+	$(bin)/pytest -q $(parallel) -m ci
 
 test-all: setup  ## Every test
-	$(bin)/pytest -q -m "slow or not slow"
+	$(bin)/pytest -q $(parallel) -m "slow or not slow"
 
 bench: setup  ## Speed and memory, as ratios to the floor; only=<entry> picks one
 	$(bin)/python -m tests.bench $(if $(only),only=$(only))
