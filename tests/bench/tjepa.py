@@ -211,7 +211,7 @@ def run(console: Console, *, quick: bool = False, compiled: bool = False) -> dic
             times = interleave(sides, n_repeats=2 if quick else 3, n_steps=n_steps)
             rates["fp32"] = max(rates["fp32"], matmul_rate(torch.float32))
             result = {
-                # bf16 is judged by the better rate: without bf16 instructions it has none of its own
+                # without bf16 instructions its own rate is no floor
                 k: judge(side, times[k], max(rates.values()) if "bf16" in k else rates["fp32"])
                 for k, side in sides.items()
             }
