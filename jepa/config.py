@@ -6,9 +6,11 @@ A mistyped key is refused before the first heavy import and before a run directo
 import difflib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -27,7 +29,7 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Something the user can mend; its text is the whole message."""
 
 
@@ -71,7 +73,7 @@ def explain(error: BaseException) -> str | None:
         return (
             f"the disk is full, or a limit is reached: {error}; free space, or give hydra.run.dir="
         )
-    known = (UserError, ValueError, OSError, HydraException, OmegaConfBaseException)
+    known = (ValueError, OSError, HydraException, OmegaConfBaseException)
     if isinstance(error, known) or type(error).__name__ == "MisconfigurationException":
         return str(error) or type(error).__name__
     return None
@@ -99,7 +101,11 @@ def check_command_line(arguments: list[str], config_name: str) -> None:
             raise UserError(name_unknown_override(error, plain, config_name)) from error
         except OmegaConfBaseException as error:
             raise UserError(str(error)) from error
+        check_numbers(plain, config_name)
     check_keys(cfg, config_name)
+    for override in plain:
+        if override.key_or_group == "hydra.run.dir" and "resume" in cfg:
+            refuse_used(str(cfg.resume), Path(str(override.value())))
     for key in missing(cfg):
         raise UserError(f"{key} has no value: give {key}=<value>")
     swept = [o for o in overrides if o.is_sweep_override() and o.value_type is not None]
@@ -107,6 +113,19 @@ def check_command_line(arguments: list[str], config_name: str) -> None:
         key = override.key_or_group
         if not override.is_add() and "/" not in key and "." in key and not has_key(cfg, key):
             raise UserError(unknown(key, cfg))
+
+
+def refuse_used(resume: str, run_dir: Path) -> None:
+    """Refuse a run directory that another run has used, before anything in it changes.
+
+    Raises:
+        UserError: naming the ways on.
+    """
+    if resume == "never" and (run_dir / "checkpoints" / "last.ckpt").exists():
+        raise UserError(
+            f"{run_dir} already holds checkpoints: give resume=auto to go on from them, or another "
+            "hydra.run.dir="
+        )
 
 
 def without_sweep(override: Override) -> Override | None:
@@ -121,12 +140,41 @@ def without_sweep(override: Override) -> Override | None:
     return OverridesParser.create().parse_override(f"{prefix}{override.get_key_element()}={first}")
 
 
+def check_numbers(overrides: list[Override], config_name: str) -> None:
+    """Refuse a word where the config has a number.
+
+    Raises:
+        UserError: naming the key and the number it has by default.
+    """
+    words = [o for o in overrides if not is_choice(o) and isinstance(o.value(), str)]
+    if not words:
+        return
+    default = compose(config_name, [o.input_line or "" for o in overrides if is_choice(o)])
+    for override in words:
+        key, value = override.key_or_group, str(override.value())
+        if "/" in key or not has_key(default, key) or value == "auto" or "${" in value:
+            continue
+        *parents, last = key.split(".")
+        node: Any = default
+        for parent in parents:
+            node = node._get_node(parent)
+        now = node._get_node(last)
+        now = None if isinstance(now, DictConfig | ListConfig) else now._value()
+        if isinstance(now, int | float) and not isinstance(now, bool):
+            raise UserError(f"{key} takes a number, as {now}, got {value!r}")
+
+
 def name_unknown_override(error: Exception, overrides: list[Override], config_name: str) -> str:
     """Say which override Hydra refused and what it may have been meant to be."""
     text = str(error)
+    if option := re.search(r"Could not find '(.+)/([^/']+)'", text):
+        names = sorted(path.stem for path in (CONF / option[1]).glob("*.yaml"))
+        near = difflib.get_close_matches(option[2], names, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"valid: {', '.join(names)}"
+        return f"{option[1]}={option[2]}: there is no such option; {hint}"
     groups = [o.input_line or "" for o in overrides if is_choice(o)]
     values = [o for o in overrides if not is_choice(o) and f"'{o.key_or_group}'" in text]
-    if not values:
+    if not values or values[0].key_or_group.startswith("hydra."):
         return text
     try:
         cfg = compose(config_name, groups)
@@ -153,18 +201,21 @@ def check_keys(cfg: DictConfig, config_name: str) -> None:
     for key in cfg:
         if key not in roots:
             raise UserError(unknown(str(key), cfg, roots))
+    written = OmegaConf.load(CONF / f"{config_name}.yaml")
     for key, node in raw_items(cfg):
         if isinstance(node, DictConfig) and key != "search":
-            check_node(str(key), node, cfg)
+            check_node(str(key), node, cfg, written._get_node(key))  # pyright: ignore
     for key in cfg.get("search") or ():
         if not has_key(cfg, str(key)):
             raise UserError(unknown(str(key), cfg))
 
 
-def check_node(path: str, node: DictConfig, cfg: DictConfig) -> None:
-    """Check one node of the config and what lies below it."""
+def check_node(path: str, node: DictConfig, cfg: DictConfig, written: object = None) -> None:
+    """Check one node of the config and what lies below it; `written` is it in the main yaml."""
     target = node.get("_target_")
-    if target is None and (CONF / path).is_dir():
+    if isinstance(written, DictConfig):
+        allowed = {str(key) for key in written}
+    elif target is None and (CONF / path).is_dir():
         allowed = declared(path)
     else:
         allowed = parameters(str(target)) if target else None
@@ -196,7 +247,8 @@ def has_key(cfg: DictConfig, key: str) -> bool:
     *parents, last = key.split(".")
     node: object = cfg
     for parent in parents:
-        node = node._get_node(parent) if isinstance(node, DictConfig) else None
+        inside = isinstance(node, DictConfig) and parent in node
+        node = node._get_node(parent) if inside else None  # pyright: ignore
     return isinstance(node, DictConfig) and last in node
 
 

@@ -5,7 +5,6 @@ The same probe scores the trained encoder, the untrained one, and the raw column
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import hydra
@@ -85,18 +84,28 @@ def main(cfg: DictConfig) -> None:
 
     from jepa import report, run, screen
 
+    if cfg.split not in ("val", "test"):
+        raise ValueError(
+            f"split={cfg.split}: a probe is scored on val or test, never on its own rows"
+        )
     path = run.find_checkpoint(cfg.run)
-    trained_cfg, model, _ = run.load_model(path)
+    trained_cfg, model, checkpoint = run.load_model(path)
+    if cfg.data.path is not None:
+        trained_cfg.data.path = cfg.data.path
     with run.FROM_A_FILE:
         data = instantiate(trained_cfg.data)
     data.prepare()
+    run.check_table(checkpoint, data, path)
     if cfg.split not in data.splits:
         raise ValueError(f"split={cfg.split}: this data has {', '.join(data.splits)}")
-    settled = run.settle(cfg, data)
+    out = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    own = cast(DictConfig, OmegaConf.merge(cfg, {"run_dir": str(out / "evaluation")}))
+    settled = run.settle(own, data)
     with run.FROM_A_FILE:
         untrained = run.build_model(trained_cfg, data.spec).eval()
     with run.FROM_THE_USER:
         probes = run.build_probes(settled)
+        run.check_probes(settled, probes, data.spec)
     measured = measure(
         model,
         untrained,
@@ -109,9 +118,8 @@ def main(cfg: DictConfig) -> None:
     )
     content = report.new(status="finished", reason=f"evaluated {path}", **measured)
     content["probe_settings"] = OmegaConf.to_container(settled.probe)
-    out = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    target = Path(out) / "evaluation.json"
-    target.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    target = out / "evaluation.json"
+    report.write_text(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
     screen.show_report(content)
     screen.say(f"written: {target}")
     log_metrics(settled, content)

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-LOWER_IS_BETTER = ("error", "rmse", "log_loss", "mse", "mae")
+CONTROLS = ("untrained", "raw", "chance")
 
 
 def new(*, status: str, reason: str, **parts: Any) -> dict[str, Any]:
@@ -43,9 +43,17 @@ def write(run_dir: Path, report: dict[str, Any]) -> None:
     """Write report.json and report.md, each whole or not at all."""
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     for name, content in (("report.json", text), ("report.md", markdown(report))):
-        temporary = run_dir / f".{name}.tmp"
+        write_text(run_dir / name, content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file that is whole or not there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
         temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, run_dir / name)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
@@ -72,7 +80,8 @@ def grade_one(one: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
         ValueError: if it does not say what it asks for.
     """
     known = {"name", "metric", "at_most", "at_least", "against"}
-    if set(one) - known or "metric" not in one or ("at_most" in one) == ("at_least" in one):
+    sound = "metric" in one and ("at_most" in one) != ("at_least" in one)
+    if set(one) - known or not sound or one.get("against") not in (None, *CONTROLS):
         raise ValueError(
             "criteria: each needs name, metric, and at_most or at_least (optionally against: "
             f"untrained, raw or chance), got {one}"

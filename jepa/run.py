@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import json
 import os
-import pickle
 import platform
 import subprocess
 import sys
@@ -24,8 +23,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from jepa.config import CONF
 from jepa.spec import TabularSpec
 
+
+def shipped(group: str) -> tuple[str, ...]:
+    """Return the constructors that the yaml files of a group name."""
+    nodes = (OmegaConf.load(path) for path in (CONF / group).glob("*.yaml"))
+    return tuple(sorted({node._target_ for node in nodes if "_target_" in node}))
+
+
 # What a config from a file may call, and what one that the user wrote may.
-FROM_A_FILE = execution_whitelist(("jepa.models.*", "jepa.data.*", "torch.optim.*"), reset=True)
+FROM_A_FILE = execution_whitelist(
+    (*shipped("model"), *shipped("data"), "torch.optim.*"), reset=True
+)
 FROM_THE_USER = execution_whitelist(UNSAFE_DISABLE_EXECUTION_CHECKS, reset=True)
 Probes = dict[str, Callable[..., dict[str, float]]]
 
@@ -43,6 +51,8 @@ def build_probes(cfg: DictConfig) -> Probes:
     Raises:
         ValueError: for a name without a file in `conf/probe`.
     """
+    if isinstance(cfg.probes, str):
+        raise ValueError(f"probes takes a list, got {cfg.probes}: give probes=[{cfg.probes}]")
     names = [cfg.probe_name if name == "auto" else name for name in cfg.probes]
     return {name: build_probe(cfg, name) for name in dict.fromkeys([cfg.probe_name, *names])}
 
@@ -56,6 +66,24 @@ def build_probe(cfg: DictConfig, name: str) -> Callable[..., dict[str, float]]:
         valid = sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "auto")
         raise ValueError(f"probes: there is no probe {name!r}; valid: {', '.join(valid)}")
     return instantiate(OmegaConf.load(path))
+
+
+def check_probes(cfg: DictConfig, probes: Probes, spec: TabularSpec) -> None:
+    """Try every probe on a few made-up rows of the task, and see that the objective will exist.
+
+    Raises:
+        ValueError: for a setting a probe refuses, and for an objective nothing logs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(24, 3, generator=generator)
+    y = x.sum(1) if spec.task == "regression" else torch.arange(24) % min(spec.n_classes or 2, 4)
+    logged = {"train/loss", "val/loss"}
+    for name, probe in probes.items():
+        logged |= {f"probe/{name}/{metric}" for metric in probe(x, y, x, y)}
+    if cfg.objective not in logged and not cfg.objective.startswith(("probe/label_free/", "val/")):
+        raise ValueError(
+            f"objective={cfg.objective}: nothing logs that; valid: {', '.join(sorted(logged))}"
+        )
 
 
 def settle(cfg: DictConfig, data: Any) -> DictConfig:
@@ -135,16 +163,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}")
+    except OSError:
+        raise
+    except Exception as error:  # a foreign file can fail anywhere inside; it runs nothing
         raise ValueError(
             f"{path} is not a checkpoint of jepa, or it is damaged; nothing in it was executed "
             f"({type(error).__name__})"
         ) from error
-    missing = {"state_dict", "config", "spec"} - (
-        set(content) if isinstance(content, dict) else set()
-    )
+    missing = {"state_dict", "config", "spec", "preprocessing"} - set(content)
     if missing:
         raise ValueError(f"{path} is not a checkpoint of jepa: it has no {', '.join(missing)}")
+    try:
+        OmegaConf.create(content["config"])
+        spec_of(content)
+    except Exception as error:
+        raise ValueError(f"{path}: its config or spec is damaged: {error}") from error
     return content
 
 
@@ -175,26 +210,58 @@ def load_model(run: str | Path) -> tuple[DictConfig, L.LightningModule, dict[str
     return cfg, model.eval(), checkpoint
 
 
-def check_fits(checkpoint: dict[str, Any], cfg: DictConfig, spec: TabularSpec, path: Path) -> None:
-    """Refuse to resume from a checkpoint of another model or another table.
+def check_table(checkpoint: dict[str, Any], data: Any, path: Path) -> None:
+    """Refuse data that is not the table a checkpoint was trained on.
 
     Raises:
         ValueError: naming the first difference.
     """
-    theirs = cast(DictConfig, OmegaConf.create(checkpoint["config"])).model._target_
-    if theirs != cfg.model._target_:
-        raise ValueError(
-            f"resume={path} holds a {theirs}, this run trains a {cfg.model._target_}: give the "
-            "matching model=, or resume=never"
-        )
     saved = spec_of(checkpoint)
     for name in ("columns", "cardinalities", "classes"):
-        a, b = list(getattr(saved, name)), list(getattr(spec, name))
+        a, b = list(getattr(saved, name)), list(getattr(data.spec, name))
         if a != b:
             raise ValueError(
-                f"resume={path} was trained on another table: its {name} are {brief(a)}, "
-                f"here they are {brief(b)}"
+                f"{path} was trained on another table: its {name} are {brief(a)}, here they are "
+                f"{brief(b)}"
             )
+    if not same(checkpoint["preprocessing"], data.preprocessing):
+        raise ValueError(
+            f"{path} was trained on another table, or on other rows of it: what is fitted on the "
+            "training rows differs (jepa.embed takes any table with these columns)"
+        )
+
+
+def check_model(checkpoint: dict[str, Any], cfg: DictConfig, model: Any, path: Path) -> None:
+    """Refuse to resume from a checkpoint of another model.
+
+    Raises:
+        ValueError: naming the settings that differ.
+    """
+    theirs = cast(DictConfig, OmegaConf.create(checkpoint["config"])).model
+    if theirs._target_ != cfg.model._target_:
+        raise ValueError(
+            f"resume={path} holds a {theirs._target_}, this run trains a {cfg.model._target_}: "
+            "give the matching model=, or resume=never"
+        )
+    saved = {key: value.shape for key, value in checkpoint["state_dict"].items()}
+    if saved != {key: value.shape for key, value in model.state_dict().items()}:
+        keys = {*theirs, *cfg.model} - {"optimizer", "seed"}
+        other = sorted(key for key in keys if theirs.get(key) != cfg.model.get(key))
+        settings = ", ".join(f"model.{key}={theirs.get(key)}" for key in other)
+        raise ValueError(
+            f"resume={path} holds a model of other sizes: it was built with {settings}"
+        )
+
+
+def same(a: Any, b: Any) -> bool:
+    """Compare nested plain values and tensors; NaN equals NaN."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
 
 
 def brief(values: list[Any]) -> str:

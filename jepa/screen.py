@@ -53,8 +53,12 @@ def count_flops(model: L.LightningModule, x: Tensor) -> float:
     return counter.get_total_flops() / len(x)
 
 
-def show_model(model: L.LightningModule, x: Tensor) -> None:
-    """Print parameters of each part and the FLOPs of a training sample."""
+def show_model(model: L.LightningModule, x: Tensor | None) -> None:
+    """Print parameters of each part and the FLOPs of a training sample.
+
+    Counted on the rows `x` under the masks of the first step; not counted where `x` is None, for
+    counting would compile a compiled model.
+    """
     table = Table("part", "parameters", "trained", title=type(model).__name__, title_justify="left")
     for name, part in model.named_children():
         parameters = list(part.parameters())
@@ -65,7 +69,9 @@ def show_model(model: L.LightningModule, x: Tensor) -> None:
     trained = sum(p.numel() for p in total if p.requires_grad)
     table.add_row("total", f"{sum(p.numel() for p in total):,}", f"{trained:,}")
     console.print(table)
-    console.print(f"{count_flops(model, x) / 1e6:,.2f} MFLOP per training sample", highlight=False)
+    if x is not None:
+        flops = count_flops(model, x)
+        console.print(f"{flops / 1e6:,.2f} MFLOP per training sample", highlight=False)
 
 
 def show_report(content: dict[str, Any]) -> None:

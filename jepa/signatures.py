@@ -20,12 +20,16 @@ def parameters(target: str) -> frozenset[str] | None:
         return None
     path, node = found
     if isinstance(node, ast.FunctionDef):
-        return frozenset(names_of(node))
+        return None if node.args.kwarg else frozenset(names_of(node))
     init = next(
         (f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None
     )
     names = set(names_of(init)) - {"self"} if init else set()
-    if init is None or init.args.kwarg:  # handed on to the bases
+    if init is None and (node.decorator_list or not node.bases):
+        return None  # a dataclass, say
+    if init is not None and init.args.kwarg and not target.startswith("jepa."):
+        return None  # they may go anywhere
+    if init is None or init.args.kwarg:  # ours are handed on to the bases
         for base in node.bases:
             known = parameters(absolute(ast.unparse(base), path))
             if known is None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from jepa.config import CONF, run_command
+from jepa.config import CONF, refuse_used, run_command
 from jepa.sweeps import optuna
 
 if TYPE_CHECKING:
@@ -25,16 +26,18 @@ def main(cfg: DictConfig) -> float:
     from jepa import report, run
 
     run_dir = Path(cfg.run_dir)
+    refuse_used(cfg.resume, run_dir)
+    refuse_ddp_sweep(cfg)
     try:
         with run.FROM_THE_USER:
             return train(cfg, run_dir)
     except BaseException as error:
         if is_first_rank():
-            reason = str(error) or type(error).__name__
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            events = report.read_events(run_dir)
             content = report.new(
-                status="stopped" if stopped else "failed", reason=reason, events=events
+                status="stopped" if stopped else "failed",
+                reason="interrupted" if stopped else str(error) or type(error).__name__,
+                events=report.read_events(run_dir),
             )
             log.exception("the run %s", content["status"])
             with suppress(OSError):  # a full disk must not hide why the run ended
@@ -42,9 +45,26 @@ def main(cfg: DictConfig) -> float:
         raise
 
 
+def refuse_ddp_sweep(cfg: DictConfig) -> None:
+    """Refuse `-m` with several processes a run.
+
+    Raises:
+        ValueError: because Lightning starts each further process with the whole command line.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN and str(cfg.trainer.strategy).startswith("ddp"):
+        raise ValueError(
+            "-m with trainer.strategy=ddp would start the sweep again in every process: sweep with "
+            "one device a run (trainer=gpu), or start the runs one by one"
+        )
+
+
 def set_variables(cfg: DictConfig) -> None:
     """Set what must be set before torch is imported, and say so."""
-    if cfg.trainer.accelerator == "mps":
+    accelerator = cfg.trainer.accelerator
+    if accelerator == "mps" or (accelerator == "auto" and sys.platform == "darwin"):
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
         value = os.environ["PYTORCH_ENABLE_MPS_FALLBACK"]
         print(
@@ -54,8 +74,11 @@ def set_variables(cfg: DictConfig) -> None:
 
 
 def is_first_rank() -> bool:
-    """Tell whether this process writes: Lightning's DDP children carry a LOCAL_RANK."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    """Tell whether this process writes: launchers number the processes of a run."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"):
+        if os.environ.get(name, "0") != "0":
+            return False
+    return True
 
 
 def train(cfg: DictConfig, run_dir: Path) -> float:
@@ -63,22 +86,25 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     import lightning as L
     from hydra.utils import instantiate
 
-    from jepa import run, screen
+    from jepa import report, run, screen
 
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data)
     data.prepare()
     cfg = run.settle(cfg, data)
+    report.grade(criteria_of(cfg), report.new(status="", reason=""))  # a bad one costs no training
     probes = run.build_probes(cfg) if data.spec.task != "none" else {}
+    run.check_probes(cfg, probes, data.spec)
     model = run.build_model(cfg, data.spec)
-    resume = find_resume(cfg, data, run_dir)
+    resume = find_resume(cfg, data, model, run_dir)
     text = ""
     if is_first_rank():
         text = run.write_records(run_dir, cfg)
         screen.show_config(cfg)
         screen.say(data.describe())
-        screen.show_model(model, next(iter(data.probe_batches("train", max_rows=8, seed=0)))["x"])
+        first = next(iter(data.probe_batches("train", max_rows=8, seed=0)))["x"]
+        screen.show_model(model, None if cfg.model.get("compile") else first)
     callbacks = build_callbacks(cfg, data, probes, text)
     trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=build_loggers(cfg))
     trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
@@ -108,7 +134,9 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def find_resume(cfg: DictConfig, data: Any, run_dir: Path) -> str | None:
+def find_resume(
+    cfg: DictConfig, data: Any, model: "L.LightningModule", run_dir: Path
+) -> str | None:
     """Return the checkpoint to go on from.
 
     Raises:
@@ -117,18 +145,14 @@ def find_resume(cfg: DictConfig, data: Any, run_dir: Path) -> str | None:
     """
     from jepa import run
 
+    refuse_used(cfg.resume, run_dir)
     last = run_dir / "checkpoints" / "last.ckpt"
-    if cfg.resume == "never":
-        if last.exists() and is_first_rank():
-            raise ValueError(
-                f"{run_dir} already holds checkpoints: give resume=auto to go on from them, or "
-                "another hydra.run.dir="
-            )
-        return None
-    if cfg.resume == "auto" and not last.exists():
+    if cfg.resume == "never" or (cfg.resume == "auto" and not last.exists()):
         return None
     path = last if cfg.resume == "auto" else run.find_checkpoint(cfg.resume, "last.ckpt")
-    run.check_fits(run.read_checkpoint(path), cfg, data.spec, path)
+    content = run.read_checkpoint(path)
+    run.check_model(content, cfg, model, path)
+    run.check_table(content, data, path)
     return str(path)
 
 
@@ -168,8 +192,6 @@ def finish(
 
     status, reason = how_it_ended(trainer)
     last = run_dir / "checkpoints" / "last.ckpt"
-    if not last.exists():  # no validation wrote it
-        trainer.save_checkpoint(last)
     best, value = best_of(trainer, cfg.objective)
     content = report.new(
         status=status,
@@ -181,25 +203,29 @@ def finish(
     if split in data.splits:
         if split == "val" and cfg.test:
             screen.say("this data has no test split: the report is on val")
-        path = Path(best) if best else last
-        model.load_state_dict(run.read_checkpoint(path)["state_dict"])
-        probe = cfg.callbacks.probe
+        if best or last.exists():
+            model.load_state_dict(run.read_checkpoint(Path(best or last))["state_dict"])
+        device = trainer.strategy.root_device
         content |= measure(
-            model.to("cpu").eval() if trainer.strategy.root_device.type == "mps" else model.eval(),
-            run.build_model(cfg, data.spec).to(model.device).eval(),
+            model.to(device).eval(),
+            run.build_model(cfg, data.spec).to(device).eval(),
             data,
             probes,
             split=split,
-            max_rows=2 * probe.max_rows,
-            max_split_rows=20 * probe.max_val_rows,
+            max_rows=cfg.report.max_rows,
+            max_split_rows=cfg.report.max_split_rows,
             seed=cfg.seed,
         )
-    criteria = OmegaConf.to_container(cfg.criteria)
-    content["criteria"] = report.grade(criteria, content)  # pyright: ignore[reportArgumentType]
+    content["criteria"] = report.grade(criteria_of(cfg), content)
     report.write(run_dir, content)
     screen.show_report(content)
     screen.say(f"run directory: {run_dir}")
     return float("nan") if value is None else value
+
+
+def criteria_of(cfg: DictConfig) -> list[dict[str, Any]]:
+    """Return the criteria as plain dictionaries."""
+    return OmegaConf.to_container(cfg.criteria)  # pyright: ignore[reportReturnType]
 
 
 def how_it_ended(trainer: "L.Trainer") -> tuple[str, str]:
@@ -218,7 +244,8 @@ def best_of(trainer: "L.Trainer", objective: str) -> tuple[str | None, float | N
         if getattr(callback, "monitor", None) == objective:
             score = callback.best_model_score  # pyright: ignore[reportAttributeAccessIssue]
             path = callback.best_model_path or None  # pyright: ignore[reportAttributeAccessIssue]
-            return path, None if score is None else score.item()
+            if score is not None:
+                return path, score.item()
     value = trainer.callback_metrics.get(objective)
     return None, None if value is None else value.item()
 

@@ -106,6 +106,54 @@ def test_a_checkpoint_of_another_table_is_refused(finished, tmp_path):
         run_training(tmp_path / "run", *arguments)
 
 
+def test_a_checkpoint_of_another_size_is_refused(finished, tmp_path):
+    run_dir, _ = finished
+    arguments = [*overrides_for(run_dir.parent / "table.csv"), f"resume={run_dir}", "model.depth=2"]
+    with pytest.raises(ValueError, match=r"model\.depth=1"):
+        run_training(tmp_path / "run", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective=probe/rigde/error", "objective=probe/rigde/error"),
+        ("criteria=[{name: x, metrik: y}]", "criteria"),
+        ("criteria=[{name: x, metric: y, at_most: 1, against: untraned}]", "untraned"),
+        ("probes=knn", r"probes=\[knn\]"),
+        ("probes=[knm]", "knm"),
+        ("trainer.limit_train_batches=3", "accumulate_grad_batches=2"),
+    ],
+)
+def test_what_would_fail_later_fails_before_training(tmp_path, override, message):
+    table = write_table(tmp_path / "table.csv")
+    arguments = [*overrides_for(table), "trainer.accumulate_grad_batches=2", override]
+    with pytest.raises(ValueError, match=message):
+        run_training(tmp_path / "run", *arguments)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_foreign_file_is_refused_whatever_is_in_it(tmp_path):
+    from jepa.run import read_checkpoint
+
+    generator = torch.Generator().manual_seed(0)
+    for i in range(60):
+        content = bytes(torch.randint(0, 256, (50,), generator=generator).tolist())
+        (tmp_path / f"{i}.ckpt").write_bytes(b"\x80\x02" * (i % 2) + content)
+        with pytest.raises(ValueError, match="not a checkpoint of jepa"):
+            read_checkpoint(tmp_path / f"{i}.ckpt")
+
+
+def test_a_checkpoint_may_call_shipped_constructors_only(finished, tmp_path):
+    from jepa.run import load_model
+
+    content = torch.load(finished[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    cfg = OmegaConf.create(content["config"])
+    cfg.model = {"_target_": "jepa.data.files.fetch", "_partial_": True, "url": "http://x/y"}
+    torch.save(content | {"config": OmegaConf.to_yaml(cfg)}, tmp_path / "crafted.ckpt")
+    with pytest.raises(Exception, match="whitelist"):
+        load_model(tmp_path / "crafted.ckpt")
+
+
 def test_max_steps_ends_validated_with_its_weights_and_reason(tmp_path):
     table = write_table(tmp_path / "table.csv")
     run_training(tmp_path / "run", *overrides_for(table), "trainer.max_steps=3", "trainer.max_epochs=9")  # fmt: skip  # noqa: E501
@@ -147,12 +195,16 @@ def test_without_patience_nothing_stops_early(tmp_path):
     assert report["reason"] == "trainer.max_epochs=5 reached"
 
 
-def test_without_a_validation_split_the_run_says_so_and_ends(tmp_path, caplog):
+def test_without_a_validation_split_the_run_says_so_and_ends(tmp_path, capsys):
     table = write_table(tmp_path / "table.csv")
-    run_training(tmp_path / "run", *overrides_for(table), "data.val_share=0")
+    run_training(
+        tmp_path / "run", *overrides_for(table), "data.val_share=0",
+        "trainer.check_val_every_n_epoch=10",
+    )  # fmt: skip
+    assert "early stopping is off" in capsys.readouterr().out
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["objective"]["name"] == "train/loss" and report["status"] == "finished"
-    assert "early stopping is off" in caplog.text
+    assert report["objective"]["value"] is not None
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
@@ -229,6 +281,14 @@ class TestCommand:
         done = command(
             'data.path="my table (1).csv"', *arguments, "hydra.run.dir=out", cwd=tmp_path
         )
+        before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.is_file()}
+        again = command(
+            'data.path="my table (1).csv"', *arguments, "hydra.run.dir=out", cwd=tmp_path,
+            check=False,
+        )  # fmt: skip
+        assert again.returncode == 2 and "resume=auto" in again.stderr
+        after = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.is_file()}
+        assert before == after
         names = {path.name for path in (tmp_path / "out").iterdir()}
         assert {"config.yaml", "overrides.yaml", "train.log", "report.json"} <= names
         assert "samples/s" in (tmp_path / "out" / "train.log").read_text()

@@ -1,11 +1,8 @@
 """Stop when the objective has stopped improving."""
 
-import logging
-
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
-
-log = logging.getLogger(__name__)
+from lightning.pytorch.utilities import rank_zero_warn
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -39,7 +36,9 @@ class EarlyStopping(LightningEarlyStopping):
         super().setup(trainer, pl_module, stage)
         if self.on and "val" not in trainer.datamodule.splits:  # pyright: ignore
             self.on = False
-            log.warning("early stopping is off: this data has no validation split (data.val_share)")
+            rank_zero_warn(
+                "early stopping is off: this data has no validation split (data.val_share)"
+            )
 
     def _run_early_stopping_check(self, trainer: L.Trainer) -> None:
         if self.on:

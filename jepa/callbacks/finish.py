@@ -32,6 +32,20 @@ class Finish(L.Callback):
         self.validated_step = -1
         self.status, self.reason = "failed", "training did not end"
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse limits that cut an accumulation group: Lightning would scale it wrongly.
+
+        Raises:
+            ValueError: naming both keys.
+        """
+        n_batches, group = trainer.num_training_batches, trainer.accumulate_grad_batches
+        if n_batches != float("inf") and n_batches % group:
+            raise ValueError(
+                f"{n_batches} batches an epoch are no whole groups of "
+                f"trainer.accumulate_grad_batches={group}: change trainer.limit_train_batches or "
+                "trainer.overfit_batches"
+            )
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the step."""
         self.validated_step = trainer.global_step
@@ -43,6 +57,8 @@ class Finish(L.Callback):
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
+        if not has_validation:  # the checkpoint callbacks follow validations
+            trainer.save_checkpoint(Path(self.run_dir) / "checkpoints" / "last.ckpt")
         self.status, self.reason = why(trainer)
         record_event(
             self.run_dir, "end", step=trainer.global_step, status=self.status, reason=self.reason

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 _BLOCK = 1 << 20
@@ -47,7 +47,7 @@ def fetch(
     elif sha256 is not None:
         check_sha256(path, sha256)
     if sha256 is None:
-        rank_zero_info(
+        rank_zero_warn(
             f"{path}: unverified (no checksum is published; rows, columns and classes are checked)"
         )
     return path

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 
 from jepa.data.base import Card, TableData
 from jepa.data.files import fetch
@@ -55,7 +55,7 @@ class HiggsSmall(TableData):
             return self._load_partial()
         name = "N" if (whole / "N_train.npy").is_file() else "X_num"
         self.card = self._card(train=_TRAIN_ROWS[name], val=15_688, test=19_610)
-        rank_zero_info(
+        rank_zero_warn(
             f"{whole}: unverified (no checksum is published; rows, columns and classes are checked)"
         )
         frames = {}
@@ -72,7 +72,7 @@ class HiggsSmall(TableData):
 
     def _load_partial(self) -> dict[str, pd.DataFrame]:
         self.card = self._card(train=15_688, test=19_610)
-        rank_zero_info(
+        rank_zero_warn(
             "higgs_small is partial: its validation part serves as training rows; results cannot "
             "be compared with published ones"
         )
