@@ -97,6 +97,19 @@ def test_a_directory_with_checkpoints_is_refused_without_resume(finished):
     assert (run_dir / "report.json").read_text() == before
 
 
+def test_a_run_goes_on_from_its_last_checkpoint(tmp_path):
+    arguments = overrides_for(write_table(tmp_path / "table.csv"))
+    run_training(tmp_path / "run", *arguments)
+    run_training(tmp_path / "run", *arguments, "trainer.max_epochs=4", "resume=auto")
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4 * 4  # 78 training rows: 4 batches of 16 an epoch
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert min(steps) < 8 <= max(steps) and steps == sorted(steps)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [event["step"] for event in report["events"]] == [8, 16]
+
+
 def test_a_checkpoint_of_another_table_is_refused(finished, tmp_path):
     run_dir, _ = finished
     other = (run_dir.parent / "table.csv").read_text().replace("n3", "renamed")

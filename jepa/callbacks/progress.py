@@ -71,7 +71,9 @@ class Progress(L.Callback):
         assert self.bar is not None
         self.shown = time.perf_counter()
         note = f"{self.rate:,.0f} samples/s  " + brief(trainer)
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs or '?'}"
+        last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        now = trainer.current_epoch + 1
+        epoch = f"epoch {min(now, last)}/{last}" if last else f"epoch {now}"
         self.bar.update(self.task, completed=trainer.global_step, description=epoch, note=note)
 
     @property
