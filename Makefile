@@ -17,7 +17,7 @@ run: setup  ## Pretrain T-JEPA on a real table, probe it, report (two minutes)
 	$(bin)/python -m jepa.train
 
 check: setup  ## Formatting, lint, types
-	$(bin)/ruff format --check . && $(bin)/ruff check . && $(bin)/pyright
+	$(bin)/ruff format --check . && $(bin)/ruff check . && $(bin)/pyright --project pyproject.toml
 
 test: setup  ## Fast tests (no network, no GPU, no data files)
 	$(bin)/pytest -q $(parallel)
