@@ -28,7 +28,9 @@ class Watch(L.Callback):
         seen = {
             "weights": {k: v.double().sum().item() for k, v in pl_module.state_dict().items()},
             "metrics": {
-                k: v.item() for k, v in trainer.callback_metrics.items() if "train" not in k
+                k: v.item()
+                for k, v in trainer.callback_metrics.items()
+                if not k.startswith(("train/", "time/"))
             },
             "rows": self.rows,
             "masks": self.masks,
