@@ -145,7 +145,7 @@ def digits(value: float) -> str:
 def interval(one: dict[str, Any]) -> str:
     """Return `low..high`."""
     low, high = one["low"], one["high"]
-    return "-" if low is None or high is None else f"{digits(low)}..{digits(high)}"
+    return "-" if low is None or high is None else f"{low:.3g}..{high:.3g}"
 
 
 def markdown(report: dict[str, Any]) -> str:
