@@ -99,7 +99,9 @@ def show_table(title: str, rows: list[list[str]]) -> None:
     head, *body = rows
     if not body:
         return
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )
     for index, name in enumerate(head):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for row in body:
