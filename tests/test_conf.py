@@ -7,7 +7,7 @@ from hydra import compose, initialize
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from jepa.config import CONF, UserError, check_command_line, check_keys
+from jepa.config import CONF, UserError, check_command_line, check_keys, explain
 from jepa.signatures import parameters
 
 GROUPS = ("data", "model", "trainer", "probe", "callbacks")
@@ -130,6 +130,12 @@ def test_an_unknown_key_inside_an_experiment_file_is_refused(tmp_path, monkeypat
 def test_a_missing_value_is_named():
     with pytest.raises(UserError, match=r"data.path"):
         check_command_line(["data=table"], "config")
+
+
+@pytest.mark.parametrize(("package", "told"), [("wandb", True), ("jepa.nowhere", False)])
+def test_a_missing_optional_package_names_its_extra(package, told):
+    message = explain(ModuleNotFoundError(f"Requirement '{package}>=0.12' not met"))
+    assert (message is not None and f"jepa[{package}]" in message) == told
 
 
 def test_signatures_equal_the_imported_ones():
