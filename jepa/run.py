@@ -21,7 +21,7 @@ from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, execution_whitelist, in
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from jepa.config import CONF
-from jepa.spec import TabularSpec
+from jepa.spec import KINDS, Spec, kind_of
 
 
 def shipped(group: str) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ FROM_THE_USER = execution_whitelist(UNSAFE_DISABLE_EXECUTION_CHECKS, reset=True)
 Probes = dict[str, Callable[..., dict[str, float]]]
 
 
-def build_model(cfg: DictConfig, spec: TabularSpec) -> L.LightningModule:
+def build_model(cfg: DictConfig, spec: Spec) -> L.LightningModule:
     """Return the model with its first weights, the same ones for the same `cfg.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
@@ -68,7 +68,7 @@ def build_probe(cfg: DictConfig, name: str) -> Callable[..., dict[str, float]]:
     return instantiate(OmegaConf.load(path))
 
 
-def check_probes(cfg: DictConfig, probes: Probes, spec: TabularSpec) -> None:
+def check_probes(cfg: DictConfig, probes: Probes, spec: Spec) -> None:
     """Try every probe on a few made-up rows of the task, and see that the objective will exist.
 
     Raises:
@@ -183,9 +183,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def spec_of(checkpoint: dict[str, Any]) -> TabularSpec:
+def spec_of(checkpoint: dict[str, Any]) -> Spec:
     """Return the spec a checkpoint carries."""
-    return TabularSpec(**checkpoint["spec"])
+    fields = dict(checkpoint["spec"])
+    return KINDS[fields.pop("kind", "table")](**fields)
 
 
 def load_model(run: str | Path) -> tuple[DictConfig, L.LightningModule, dict[str, Any]]:
@@ -270,9 +271,9 @@ def brief(values: list[Any]) -> str:
     return "[" + ", ".join(str(v) for v in values[:6]) + more + "]"
 
 
-def spec_state(spec: TabularSpec) -> dict[str, Any]:
-    """Return the spec as plain values."""
-    return dataclasses.asdict(spec)
+def spec_state(spec: Spec) -> dict[str, Any]:
+    """Return the spec as plain values, with its kind."""
+    return {"kind": kind_of(spec), **dataclasses.asdict(spec)}
 
 
 def write_records(run_dir: Path, cfg: DictConfig) -> str:

@@ -32,3 +32,74 @@ class TabularSpec:
     def n_classes(self) -> int:
         """Labels to tell apart; 0 where the target is a number or absent."""
         return len(self.classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesSpec:
+    """Windows of a series: `look_back` steps of every channel in, and what is asked of them.
+
+    Args:
+        channels: names, in the order of axis c of `x` [b, c, l].
+        look_back: time steps of `x`.
+        horizon: time steps of `y` [b, c, h] where the task is `forecast`; steps ahead that the
+            label speaks of where it is `binary`.
+        location, scale: for each channel, what was subtracted from and then divided out of the
+            values, so that original = scaled * scale + location.
+        period: steps of one season, for the seasonal-naive forecast; 0 for none.
+        task: `forecast` or `binary`.
+        classes: the class names, in the order of the labels; empty for `forecast`.
+    """
+
+    channels: tuple[str, ...]
+    look_back: int
+    horizon: int
+    location: tuple[float, ...]
+    scale: tuple[float, ...]
+    period: int = 0
+    task: str = "forecast"
+    classes: tuple[str, ...] = ()
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of `x`."""
+        return len(self.channels)
+
+    @property
+    def n_classes(self) -> int:
+        """Labels to tell apart; 0 for a forecast."""
+        return len(self.classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """Images of one shape; a batch's `x` is `[b, c, h, w]`.
+
+    Args:
+        n_channels: 1 or 3.
+        height, width: in pixels.
+        mean, std: of each channel over the training images, in [0, 1], before normalisation.
+        task: `multiclass`, `binary` or `none`.
+        classes: the class names, in the order of the labels.
+    """
+
+    n_channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    task: str
+    classes: tuple[str, ...] = ()
+
+    @property
+    def n_classes(self) -> int:
+        """Labels to tell apart; 0 where there are none."""
+        return len(self.classes)
+
+
+Spec = TabularSpec | SeriesSpec | ImageSpec
+KINDS: dict[str, type] = {"table": TabularSpec, "series": SeriesSpec, "images": ImageSpec}
+
+
+def kind_of(spec: Spec) -> str:
+    """Return `table`, `series` or `images`."""
+    return next(kind for kind, one in KINDS.items() if isinstance(spec, one))

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from jepa.data.base import TableData
 from jepa.data.quoting import kind_setting, list_setting, text_setting
 from jepa.data.table import Table
+from jepa.data.tabular import TableData
 
 
 def good(n_rows=30):

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from jepa.data.base import TableData
 from jepa.data.batches import Batches, OrderedBatches, Rows
 from jepa.data.breast_cancer import BreastCancer
 from jepa.data.diabetes import Diabetes
 from jepa.data.digits_table import DigitsTable
 from jepa.data.splits import split_rows
 from jepa.data.table import Table
+from jepa.data.tabular import TableData
 from jepa.data.wine import Wine
 
 

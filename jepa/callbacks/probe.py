@@ -42,11 +42,17 @@ def unnoticed() -> Iterator[None]:
 
 @torch.no_grad()
 def embed_all(module: Embedder, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return (codes, labels) of every batch, on the CPU; labels are empty where there are none."""
+    """Return (codes, labels) of every batch, on the CPU; labels are empty where there are none.
+
+    A model that codes each channel of a window apart gives a row per channel; the futures
+    `y` [b, c, h] are then rows of channels too.
+    """
     codes, labels = [], []
     for batch in batches:
-        codes.append(module.embed(batch["x"].to(module.device)).float().cpu())
-        labels.append(batch["y"].cpu() if "y" in batch else torch.empty(0))
+        code = module.embed(batch["x"].to(module.device)).float().cpu()
+        label = batch["y"].cpu() if "y" in batch else torch.empty(0)
+        codes.append(code)
+        labels.append(label.reshape(len(code), -1) if label.ndim > 1 else label)
     return torch.cat(codes), torch.cat(labels)
 
 

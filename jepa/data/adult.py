@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from jepa.data.base import Card, TableData
 from jepa.data.files import fetch
+from jepa.data.tabular import Card, TableData
 
 _URL = "https://archive.ics.uci.edu/ml/machine-learning-databases/adult/"
 _SHA256 = {

@@ -7,8 +7,8 @@ split.
 
 import pandas as pd
 
-from jepa.data.base import Card, TableData
 from jepa.data.openml import read_openml
+from jepa.data.tabular import Card, TableData
 
 
 class Aloi(TableData):

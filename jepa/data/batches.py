@@ -1,15 +1,35 @@
-"""Batches of a table that lies on the device as one tensor: a batch is one gather.
+"""Batches of samples that lie on the device as one tensor: a batch is one gather.
 
 Axes: n rows, f features.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A split: rows of a table, windows of a series, images."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor) -> dict[str, Tensor]:
+        """Return these samples as a batch; `index` is on the same device."""
+        ...
+
+    def to(self, device: torch.device) -> "Samples":
+        """Return it on a device."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -18,6 +38,11 @@ class Rows:
 
     x: Float[Tensor, "n f"]
     y: Shaped[Tensor, " n"] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows lie."""
+        return self.x.device
 
     def __len__(self) -> int:
         return len(self.x)
@@ -42,7 +67,7 @@ class OrderedBatches:
         ValueError: if there are fewer rows than ranks.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, *, rank: int = 0, world_size: int = 1):
+    def __init__(self, rows: Samples, batch_size: int, *, rank: int = 0, world_size: int = 1):
         if len(rows) < world_size:
             raise ValueError(
                 f"a split of {len(rows)} rows cannot be shared by {world_size} processes: use "
@@ -50,7 +75,7 @@ class OrderedBatches:
             )
         self.rows = rows
         self.batch_size = batch_size
-        self.index = torch.arange(rank, len(rows), world_size, device=rows.x.device)
+        self.index = torch.arange(rank, len(rows), world_size, device=rows.device)
         most = -(-len(rows) // world_size)  # rows of the fullest rank
         self.n_batches = -(-most // batch_size)
 
@@ -76,7 +101,7 @@ class Batches:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Samples,
         batch_size: int,
         *,
         seed: int,
@@ -149,4 +174,4 @@ class Batches:
         generator = torch.Generator().manual_seed(mixed)
         order = torch.randperm(len(self.rows), generator=generator)
         used = self.n_batches * self.batch_size * self.world_size
-        return order[:used][self.rank :: self.world_size].to(self.rows.x.device)
+        return order[:used][self.rank :: self.world_size].to(self.rows.device)

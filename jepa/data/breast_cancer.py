@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.datasets import load_breast_cancer
 from sklearn.utils import Bunch
 
-from jepa.data.base import Card, TableData
+from jepa.data.tabular import Card, TableData
 
 
 class BreastCancer(TableData):

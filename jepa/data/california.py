@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jepa.data.base import Card, TableData
 from jepa.data.files import fetch
+from jepa.data.tabular import Card, TableData
 
 _URL = (
     "https://raw.githubusercontent.com/HangtingYe/PTaRL/"

@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.datasets import load_diabetes
 from sklearn.utils import Bunch
 
-from jepa.data.base import Card, TableData
+from jepa.data.tabular import Card, TableData
 
 
 class Diabetes(TableData):

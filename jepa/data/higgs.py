@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from jepa.data.base import Card, TableData
 from jepa.data.files import fetch
+from jepa.data.tabular import Card, TableData
 
 _URL = "https://archive.ics.uci.edu/ml/machine-learning-databases/00280/HIGGS.csv.gz"
 _JETS = [f"jet{i}_{name}" for i in (1, 2, 3, 4) for name in ("pt", "eta", "phi", "b_tag")]

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch.utilities import rank_zero_warn
 
-from jepa.data.base import Card, TableData
 from jepa.data.files import fetch
 from jepa.data.higgs import COLUMNS
+from jepa.data.tabular import Card, TableData
 
 _URL = (
     "https://raw.githubusercontent.com/ruheyun/tab-ddpm-dp/"

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from jepa.data.base import TableData
 from jepa.data.readers import read_table
+from jepa.data.tabular import TableData
 
 
 class Table(TableData):
