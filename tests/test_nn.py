@@ -11,7 +11,7 @@ from jepa.nn.dropout import Dropout
 from jepa.nn.ema import Teacher
 from jepa.nn.embed import ColumnTokenizer, LinearNumbers, PeriodicNumbers, PiecewiseNumbers
 from jepa.nn.masking import draw_count, split_tokens, stream
-from jepa.nn.transformer import SHORT, Attention, Block, CrossTransformer, Transformer
+from jepa.nn.transformer import SHORT, Attention, Block, CrossTransformer, Transformer, softmax
 
 
 def generator(seed=0):
@@ -392,3 +392,18 @@ def test_shares_outside_their_range_are_refused(low, width):
 def test_gelu_is_the_exact_one():
     x = torch.linspace(-3, 3, 7)
     torch.testing.assert_close(Block(8, 2).mlp[1](x), F.gelu(x, approximate="none"))
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 40])
+def test_the_softmax_of_short_rows_equals_torchs_with_its_gradient(n):
+    scores = torch.randn(3, 2, 5, n, generator=torch.Generator().manual_seed(n)).requires_grad_()
+    weights = torch.randn(n, generator=torch.Generator().manual_seed(1))
+    ours, theirs = softmax(scores), scores.softmax(-1)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad((y * weights).sum(), scores)[0] for y in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_softmax_of_bfloat16_is_taken_in_float32():
+    scores = torch.randn(4, 20).bfloat16()
+    torch.testing.assert_close(softmax(scores), scores.float().softmax(-1))
