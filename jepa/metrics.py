@@ -250,3 +250,38 @@ def _bootstrap(
         low, high = torch.cat(parts).nanquantile(limits).tolist()
         bounds[key] = (low, high)
     return bounds
+
+
+def mean_over_blocks(
+    sums: Float[Tensor, " n"],
+    counts: Float[Tensor, " n"],
+    *,
+    block: int,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+) -> Measured:
+    """Return sum / count over all rows, with a moving-block bootstrap interval.
+
+    Rows are in time order, and windows that overlap err together: whole blocks of neighbours are
+    drawn (Kuensch, 1989, Annals of Statistics 17, 1217-1241). NaN where nothing is counted; no
+    interval where the rows do not make two blocks.
+
+    Args:
+        sums: error of each row, summed over what it holds.
+        counts: how much that is.
+        block: rows of a block.
+        n_bootstrap: resamples behind the interval; 0 for none.
+        seed: of the resamples; the same seed, n and block draw the same ones.
+    """
+    n = len(sums)
+    totals = torch.stack([sums, counts]).double()
+    value = (totals[0].sum() / totals[1].sum()).item()
+    if not n_bootstrap or n < 2 * block:
+        return Measured(value, n=n)
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(n - block + 1, (n_bootstrap, round(n / block)), generator=generator)
+    ends = torch.nn.functional.pad(totals.cumsum(1), (1, 0))
+    drawn, counted = (ends[:, first + block] - ends[:, first]).sum(-1)
+    limits = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = (drawn / counted).nanquantile(limits).tolist()
+    return Measured(value, low, high, n)
