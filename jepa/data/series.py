@@ -23,6 +23,7 @@ from jepa.spec import SeriesSpec
 
 PROTOCOLS = ("corrected", "official_drop_last")
 _LIMIT = 1e6  # largest scaled value: its square is still far from the end of float32
+_PROBE_ROWS = 4096  # windows x channels embedded at a time where the training batch is smaller
 _ROUNDING = 1e-12  # a spread this small beside the values is rounding, not variation
 
 
@@ -62,8 +63,8 @@ class SeriesData(DataModule):
             batch_size=batch_size, effective_batch_size=effective_batch_size, seed=seed
         )
         for key, value in (("look_back", look_back), ("horizon", horizon)):
-            if value < 1:
-                raise ValueError(f"data.{key} must be at least 1 step, got {value}")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"data.{key} must be a whole number of steps from 1, got {value}")
         if protocol not in PROTOCOLS:
             raise ValueError(
                 f"data.protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}"
@@ -125,8 +126,15 @@ class SeriesData(DataModule):
         self, split: str, *, max_rows: int | None = None, seed: int = 0
     ) -> Iterator[dict[str, Tensor]]:
         """Yield a seeded subset of a split in order; `max_rows` counts windows x channels."""
-        n_windows = None if max_rows is None else max(1, max_rows // self.spec.n_channels)
-        return super().probe_batches(split, max_rows=n_windows, seed=seed)
+        windows, n_channels = self._rows(split), self.spec.n_channels
+        n_windows = len(windows) if max_rows is None else max(1, max_rows // n_channels)
+        index = torch.arange(len(windows))
+        if n_windows < len(windows):
+            order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+            index = order[:n_windows].sort().values
+        size = max(self.batch_size, _PROBE_ROWS // n_channels)  # of many channels a few windows
+        for part in index.to(windows.device).split(size):
+            yield windows.take(part)
 
     def describe(self) -> str:
         """Channels, times, missing values, and the windows of each split."""
@@ -192,6 +200,11 @@ class SeriesData(DataModule):
                 look_back=self.look_back,
                 horizon=self.horizon,
             )
+            if own is not None and name == "train" and len(np.unique(own)) < 2:
+                raise ValueError(
+                    f"every training window is {self.classes[own[0]]!r}: there is nothing to tell "
+                    "apart; change data.threshold"
+                )
             if not len(starts):
                 raise ValueError(
                     f"data.protocol={self.protocol} leaves no {name} window: the split is smaller "
@@ -202,6 +215,8 @@ class SeriesData(DataModule):
 
 class Series(SeriesData):
     """Any series or panel of yours: `data=series data.path=<csv|tsv|parquet>`.
+
+    Series of different times are one channel with one scale; each is split on its own.
 
     Args:
         path: the file, relative to the working directory.
@@ -311,32 +326,24 @@ def scaled(
 
 
 def _check_lengths(frame: SeriesFrame, spans: Spans, *, look_back: int, horizon: int) -> None:
-    """Refuse a split without a window; say what the longest usable window is."""
-    asked = f"data.look_back={look_back} + data.horizon={horizon}"
+    """Refuse a split without a window; say how long a window may be."""
     longest = max(frame.lengths)
-    if longest < look_back + horizon:
-        raise ValueError(
-            f"the series has {longest} steps, but {asked} need {look_back + horizon}: "
-            + (
-                f"lower data.look_back to at most {longest - horizon}"
-                if longest > horizon
-                else f"data.look_back and data.horizon may have at most {longest} together"
-            )
-        )
+    asked = f"data.look_back={look_back} + data.horizon={horizon}"
     for name, parts in spans.items():
         if any(len(one.starts(look_back, horizon)) for one in parts):
             continue
         steps = max((one.end - one.begin for one in parts), default=0)
-        total = max((one.end - one.reach for one in parts), default=0)
+        need, fix = horizon, f"data.horizon to at most {steps}"
+        if name == "train":
+            need, fix = look_back + horizon, f"both to at most {steps} together"
+            if steps > horizon:
+                fix = f"data.look_back to at most {steps - horizon}"
         raise ValueError(
-            f"the {name} split has no window: it has {steps} steps of {longest}, but {asked} need "
-            + (f"{look_back + horizon}" if name == "train" else f"{horizon} of its own")
-            + f"; the longest usable sum is {min(total, longest)}, the longest horizon "
-            f"{steps if name != 'train' else max(steps - look_back, 0)}: lower them, or change the "
-            "split"
+            f"the series has {longest} steps, {steps} of them in the {name} split, but {asked} "
+            f"need {need} there: lower {fix}, or give a longer series or other splits"
         )
-    lost = sum(length < look_back + horizon for length in frame.lengths)
-    if lost:
+    short = sum(length < look_back + horizon for length in frame.lengths)
+    if short:
         rank_zero_warn(
-            f"{lost} of {len(frame.series)} series are shorter than {asked} and give no window"
+            f"{short} of {len(frame.series)} series are shorter than {asked} and give no window"
         )

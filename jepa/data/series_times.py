@@ -10,7 +10,7 @@ from pandas.tseries.frequencies import to_offset
 
 GAPS = ("refuse", "missing", "rows")
 _YEAR_FIRST = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{4}/\d{1,2}/\d{1,2}", re.ASCII)
-_SEASONS = {"B": 5, "D": 7, "W": 52, "M": 12, "Q": 4}  # by the first letter of the frequency
+_SEASONS = {"B": 5, "D": 7, "W": 52, "MS": 12, "ME": 12, "BMS": 12, "BME": 12, "QS": 4, "QE": 4}
 _MAX_GROWTH = 20  # a grid this many times as long as the file is no grid of it
 
 
@@ -45,7 +45,7 @@ def _read_dates(column: pd.Series) -> pd.Series:
         column = column.dt.to_timestamp()
     if types.is_datetime64_any_dtype(column.dtype):
         return cast(pd.Series, pd.to_datetime(column, utc=True))
-    text = column.astype(str).str.strip()
+    text = pd.Series([str(value).strip() for value in column], index=column.index, dtype=object)
     readable = text.map(lambda value: _YEAR_FIRST.match(value) is not None)
     text = text.where(readable)  # 01/02/2020 may be January or February: refused
     dates = cast(pd.Series, pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce"))
@@ -202,4 +202,4 @@ def season_of(times: pd.Index, frequency: str) -> int:
     if not isinstance(times, pd.DatetimeIndex):
         return 0
     offset = to_offset(frequency)
-    return _SEASONS.get(offset.name[0], 0) if offset.n == 1 else 0
+    return _SEASONS.get(offset.name.split("-")[0], 0) if offset.n == 1 else 0
