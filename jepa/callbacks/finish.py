@@ -1,23 +1,13 @@
 """However a run ends: validated once, its newest weights written, the reason known."""
 
-import json
-import time
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.utilities import rank_zero_only
 
+from jepa.callbacks.collapse import Collapse
 from jepa.callbacks.early_stopping import EarlyStopping
-
-
-@rank_zero_only
-def record_event(run_dir: str | Path, kind: str, **fields: Any) -> None:
-    """Append one decision to `events.jsonl`."""
-    line = json.dumps({"time": time.time(), "kind": kind, **fields})
-    with (Path(run_dir) / "events.jsonl").open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+from jepa.callbacks.events import record_event
 
 
 class Finish(L.Callback):
@@ -72,6 +62,8 @@ def why(trainer: L.Trainer) -> tuple[str, str]:
     if trainer.max_epochs is not None and trainer.current_epoch >= trainer.max_epochs > -1:
         return "finished", f"trainer.max_epochs={trainer.max_epochs} reached"
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, Collapse) and callback.reason:
+            return "stopped", callback.reason
         if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
             return "stopped", f"early stopping: {callback.stopping_reason_message}"
         if isinstance(callback, Timer) and (callback.time_remaining() or 1.0) <= 0:

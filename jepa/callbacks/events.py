@@ -1,0 +1,16 @@
+"""The decisions of a run, one JSON object to a line of `events.jsonl`."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+
+
+@rank_zero_only
+def record_event(run_dir: str | Path, kind: str, **fields: Any) -> None:
+    """Append one decision to `events.jsonl`."""
+    line = json.dumps({"time": time.time(), "kind": kind, **fields})
+    with (Path(run_dir) / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
