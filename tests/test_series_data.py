@@ -400,6 +400,15 @@ def test_gaps_become_missing_values_or_steps_by_choice(freq):
     assert from_wide(holed, time_column="date", gaps="rows").values.shape == (2, 47)
 
 
+def test_a_sentinel_is_read_as_missing_also_by_a_later_forecast(tmp_path):
+    content = table(60)
+    content.loc[3, "c0"] = -9999.0
+    data = from_file(tmp_path, content, sentinel=-9999)
+    assert (~data.splits["train"].observed).nonzero().tolist() == [[0, 3]]
+    again = read_series(data.path, **data.preprocessing["reading"])
+    assert np.isnan(again.values).sum() == 1 and again.channels == data.spec.channels
+
+
 def test_dates_of_other_forms_are_read(tmp_path):
     content = pd.DataFrame(
         {"date": ["1990/1/1 0:00", "1990/1/2 0:00", "1990/1/3 0:00"], "a": [1, 2, 3]}

@@ -179,6 +179,7 @@ class SeriesData(DataModule):
             "first": [str(times[0]) for times in frame.times],
             "last": [str(times[-1]) for times in frame.times],
             "reading": dict(self.reading),
+            "drop": list(self.drop),
         }
 
     def _windows(self, frame: SeriesFrame, spans: Spans) -> dict[str, Windows]:
@@ -220,7 +221,7 @@ class Series(SeriesData):
 
     Args:
         path: the file, relative to the working directory.
-        format, time_column, id_column, value_column, gaps: see `read_series`.
+        format, time_column, id_column, value_column, gaps, sentinel: see `read_series`.
         split: `ratio`, `dates`, `chunks` or `ett`; see `jepa/data/series_splits.py`.
         val_share, test_share, val_start, test_start, purge, chunk, split_seed: settings of the
             split. None: as there.
@@ -236,6 +237,7 @@ class Series(SeriesData):
         id_column: str | None = None,
         value_column: str | None = None,
         gaps: str = "refuse",
+        sentinel: float | int | None = None,
         split: str = "ratio",
         val_share: float | int | None = None,
         test_share: float | int | None = None,
@@ -254,6 +256,7 @@ class Series(SeriesData):
             "id_column": id_column,
             "value_column": value_column,
             "gaps": gaps,
+            "sentinel": sentinel,
         }
         settings = {
             "val_share": val_share,

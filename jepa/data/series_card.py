@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -10,7 +11,7 @@ from jepa.data.files import check_sha256, fetch
 from jepa.data.series_frames import SeriesFrame, read_series
 
 # rows are steps as they stand: weather lacks a few times
-READING = {"format": "wide", "time_column": "date", "gaps": "rows"}
+READING: dict[str, Any] = {"format": "wide", "time_column": "date", "gaps": "rows"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,17 @@ class SeriesCard:
     sha256: str | None = None
     url: str | None = None
 
-    def read(self, data_dir: str, *, drop: Sequence[str] = ()) -> SeriesFrame:
-        """Find, verify and read the file.
+    def read(
+        self, data_dir: str, *, drop: Sequence[str] = (), sentinel: float | None = None
+    ) -> SeriesFrame:
+        """Find, verify and read the file; `sentinel` stands for a missing value.
 
         Raises:
             FileNotFoundError: if it is absent and cannot be downloaded.
             ValueError: for a wrong checksum or another number of rows or columns.
         """
-        frame = read_series(self._find(data_dir), drop=drop, ordered=False, **READING)
+        path = self._find(data_dir)
+        frame = read_series(path, drop=drop, sentinel=sentinel, ordered=False, **READING)
         found = (frame.lengths[0], len(frame.channels) + len(drop))
         if found != (self.rows, self.channels):
             raise ValueError(

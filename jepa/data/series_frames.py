@@ -16,7 +16,7 @@ from pandas.api import types
 from jepa.data.columns import column_of, nearest
 from jepa.data.quoting import list_setting
 from jepa.data.readers import read_table
-from jepa.data.series_times import GAPS, check_order, read_times, regular
+from jepa.data.series_times import GAPS, check_order, read_times, regular, shown
 
 FORMATS = ("wide", "long")
 
@@ -46,7 +46,7 @@ class SeriesFrame:
         """Time steps of each series."""
         return [len(times) for times in self.times]
 
-    def without(self, sentinel: float) -> "SeriesFrame":
+    def without(self, sentinel: float | int) -> "SeriesFrame":
         """Return it with this value read as missing."""
         return replace(self, values=np.where(self.values == sentinel, np.nan, self.values))
 
@@ -59,6 +59,7 @@ def read_series(
     id_column: str | None = None,
     value_column: str | None = None,
     gaps: str = "refuse",
+    sentinel: float | int | None = None,
     drop: Sequence[str] | None = None,
     ordered: bool = True,
 ) -> SeriesFrame:
@@ -73,6 +74,7 @@ def read_series(
         id_column: of the long format; None for `unique_id`.
         value_column: of the long format; None for `y`.
         gaps: see `regular`.
+        sentinel: a number that stands for a missing value.
         drop: columns to leave out.
         ordered: refuse times that repeat or fall; False for a published wide file, whose rows are
             steps as they stand.
@@ -85,20 +87,17 @@ def read_series(
     _check_choice("gaps", gaps, GAPS)
     table = _without(read_table(path), drop or ())
     if format == "long":
-        return from_long(
+        frame = from_long(
             table,
             time_column=time_column or "ds",
             id_column=id_column or "unique_id",
             value_column=value_column or "y",
             gaps=gaps,
         )
-    for key, value in (("id_column", id_column), ("value_column", value_column)):
-        if value is not None:
-            raise ValueError(
-                f"data.{key}={value} has no effect with data.format=wide, where every column is a "
-                "channel: leave it out, or give data.format=long"
-            )
-    return from_wide(table, time_column=time_column or "date", gaps=gaps, ordered=ordered)
+    else:
+        _refuse_long_keys(id_column=id_column, value_column=value_column)
+        frame = from_wide(table, time_column=time_column or "date", gaps=gaps, ordered=ordered)
+    return frame if sentinel is None else frame.without(sentinel)
 
 
 def from_wide(
@@ -212,7 +211,7 @@ def read_numbers(column: pd.Series) -> np.ndarray:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise ValueError(
-            f"column {column.name!r} holds {column.iloc[row]!r} in row {row + 1}, which is no "
+            f"column {column.name!r} holds {shown(column, row)} in row {row + 1}, which is no "
             f"finite number ({int(wrong.sum())} such cells): leave missing cells empty, or leave "
             f"the column out with {list_setting('data.drop', str(column.name))}"
         )
@@ -242,6 +241,15 @@ def _without(table: pd.DataFrame, drop: Sequence[str]) -> pd.DataFrame:
             f"data.drop names {absent[0]!r}, which the table lacks; {nearest(absent[0], names)}"
         )
     return table.drop(columns=[str(name) for name in drop])
+
+
+def _refuse_long_keys(**keys: str | None) -> None:
+    for key, value in keys.items():
+        if value is not None:
+            raise ValueError(
+                f"data.{key}={value} has no effect with data.format=wide, where every column is a "
+                "channel: leave it out, or give data.format=long"
+            )
 
 
 def _check_choice(key: str, value: str, valid: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from pandas.tseries.frequencies import to_offset
 GAPS = ("refuse", "missing", "rows")
 _YEAR_FIRST = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{4}/\d{1,2}/\d{1,2}", re.ASCII)
 _SEASONS = {"B": 5, "D": 7, "W": 52, "MS": 12, "ME": 12, "BMS": 12, "BME": 12, "QS": 4, "QE": 4}
+_YEARS = (1678, 2261)  # as far as 64-bit nanoseconds reach
 _MAX_GROWTH = 20  # a grid this many times as long as the file is no grid of it
 
 
@@ -25,10 +26,10 @@ def read_times(column: pd.Series) -> pd.Index:
     if types.is_numeric_dtype(column.dtype):
         return _read_numbers(column)
     dates = _read_dates(column)
-    wrong = np.flatnonzero(dates.isna())
+    wrong = np.flatnonzero(~dates.dt.year.between(*_YEARS))  # also where there is no date
     if len(wrong):
         raise ValueError(_unreadable(column, int(wrong[0])))
-    return pd.DatetimeIndex(dates).tz_localize(None)
+    return pd.DatetimeIndex(dates).tz_localize(None).as_unit("ns")
 
 
 def _read_numbers(column: pd.Series) -> pd.Index:
@@ -45,21 +46,29 @@ def _read_dates(column: pd.Series) -> pd.Series:
         column = column.dt.to_timestamp()
     if types.is_datetime64_any_dtype(column.dtype):
         return cast(pd.Series, pd.to_datetime(column, utc=True))
-    text = pd.Series([str(value).strip() for value in column], index=column.index, dtype=object)
-    readable = text.map(lambda value: _YEAR_FIRST.match(value) is not None)
-    text = text.where(readable)  # 01/02/2020 may be January or February: refused
+    cells = [str(value).strip() for value in column]
+    readable = np.array([_YEAR_FIRST.match(cell) is not None for cell in cells], dtype=bool)
+    # 01/02/2020 may be January or February: refused
+    text = pd.Series(cells, index=column.index, dtype=object).where(readable)
     dates = cast(pd.Series, pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce"))
     left = dates.isna() & readable
     if left.any():  # such as 1990/1/1 0:00; in the form of the first of them
-        dates[left] = pd.to_datetime(text[left].str.replace("/", "-"), utc=True, errors="coerce")
+        slashed = cast(pd.Series, text[left]).str.replace("/", "-")
+        dates[left] = pd.to_datetime(slashed, utc=True, errors="coerce")
     return dates
+
+
+def shown(column: pd.Series, row: int) -> str:
+    """Show a cell in a message: text in quotes, numbers plain."""
+    value = column.iloc[row]
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 def _unreadable(column: pd.Series, row: int) -> str:
     return (
-        f"column {column.name!r} holds {column.iloc[row]!r} in row {row + 1}, which is no time: "
-        "write whole numbers, or dates as 2024-12-31 or 2024-12-31 23:59:00, or name another "
-        "column with data.time_column"
+        f"column {column.name!r} holds {shown(column, row)} in row {row + 1}, which is no time: "
+        f"write whole numbers, or dates as 2024-12-31 or 2024-12-31 23:59:00 ({_YEARS[0]} to "
+        f"{_YEARS[1]}), or name another column with data.time_column"
     )
 
 

@@ -29,7 +29,6 @@ class Weather(SeriesData):
         sha256="34ee981d07313e51da2a50bb600072c8ae4a69cb4b0651f4cb93a069d7a2ba63",
     )
     season = 144  # a day
-    reading = READING
 
     def __init__(self, *, data_dir: str, sentinels: str = "missing", **series):
         super().__init__(**series)
@@ -38,9 +37,8 @@ class Weather(SeriesData):
                 f"data.sentinels must be one of {', '.join(SENTINELS)}, got {sentinels!r}"
             )
         self.data_dir = data_dir
-        self.sentinels = sentinels
+        self.reading = READING | ({"sentinel": _FAILED} if sentinels == "missing" else {})
 
     def load(self) -> SeriesFrame:
         """Read the file."""
-        frame = self.card.read(self.data_dir, drop=self.drop)
-        return frame if self.sentinels == "keep" else frame.without(_FAILED)
+        return self.card.read(self.data_dir, drop=self.drop, sentinel=self.reading.get("sentinel"))
