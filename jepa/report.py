@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 CONTROLS = ("untrained", "raw", "chance")
+BASELINES = {
+    "closed_form": "the closed-form linear forecast",
+    "seasonal_naive": "the last season repeated",
+    "repeat_last": "the last value repeated",
+}
 
 
 def new(*, status: str, reason: str, **parts: Any) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
 def grade(criteria: list[dict[str, Any]], report: dict[str, Any]) -> list[dict[str, Any]]:
     """Grade each criterion: `metric` against `at_most` or `at_least`.
 
-    With `against: untrained|raw|chance` the bound applies to metric / control.
+    With `against: <a control or a baseline>` the bound applies to metric / control.
     A criterion whose metric was not measured gets `passed: null`.
     """
     return [grade_one(dict(one), report) for one in criteria]
@@ -81,14 +86,23 @@ def grade_one(one: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     """
     known = {"name", "metric", "at_most", "at_least", "against"}
     sound = "metric" in one and ("at_most" in one) != ("at_least" in one)
-    if set(one) - known or not sound or one.get("against") not in (None, *CONTROLS):
+    if (
+        set(one) - known
+        or not sound
+        or one.get("against")
+        not in (
+            None,
+            *CONTROLS,
+            *BASELINES,
+        )
+    ):
         raise ValueError(
             "criteria: each needs name, metric, and at_most or at_least (optionally against: "
-            f"untrained, raw or chance), got {one}"
+            f"{', '.join((*CONTROLS, *BASELINES))}), got {one}"
         )
     value = report["metrics"].get(one["metric"], {}).get("value")
     if value is not None and one.get("against"):
-        control = report["controls"].get(one["against"], {}).get(one["metric"], {}).get("value")
+        control = (beside(report, one["against"], one["metric"]) or {}).get("value")
         value = None if not control else value / control
     passed = None
     if value is not None:
@@ -96,14 +110,37 @@ def grade_one(one: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     return {**one, "value": value, "passed": passed}
 
 
+def beside(report: dict[str, Any], name: str, key: str) -> dict[str, Any] | None:
+    """Return what a control or a baseline has for a metric.
+
+    Baselines have no codes to probe: beside `test/forecast/mse` stands their `test/mse`.
+    """
+    if name in report["controls"]:
+        return report["controls"][name].get(key)
+    own = report["baselines"].get(name, {})
+    split, *rest = key.split("/")
+    return own.get(key) or own.get("/".join((split, *rest[1:])))
+
+
+def add_stages(report: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
+    """Put what later stages of a run measured beside its own numbers, under their names."""
+    for name, content in stages.items():
+        for key, one in content["metrics"].items():
+            split, _, rest = key.partition("/")
+            report["metrics"][f"{split}/{name}/{rest}"] = one
+        if "model" in content.get("breakdown", {}):
+            report.setdefault("breakdown", {})[name] = content["breakdown"]["model"]
+
+
 def verdict(report: dict[str, Any]) -> list[str]:
-    """Say in words how each probe's error stands beside its controls."""
+    """Say in words how each error stands beside its controls and baselines."""
+    names = {"untrained": "its untrained self", "raw": "the raw input", **BASELINES}
     lines = []
     for key, measured in report["metrics"].items():
         if not key.endswith("/error") or measured["value"] is None:
             continue
-        for control, what in (("untrained", "its untrained self"), ("raw", "the raw columns")):
-            other = report["controls"].get(control, {}).get(key)
+        for name, what in names.items():
+            other = beside(report, name, key)
             if other and other["value"] is not None:
                 lines.append(f"{key}: {compare(measured, other, what)}")
     return lines
@@ -132,6 +169,21 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def baseline_rows(report: dict[str, Any]) -> list[list[str]]:
+    """Return the table of baselines as text, their scaled errors; the first row is the head."""
+    table = [["baseline", "mse", "95 % interval", "mae", "95 % interval"]]
+    for name, metrics in report["baselines"].items():
+        both = [one for key, one in metrics.items() if key.count("/") == 1 and "error" not in key]
+        table.append([name, *(text for one in both for text in (show(one), interval(one)))])
+    return table
+
+
+def stamp_of(report: dict[str, Any]) -> str:
+    """Return the note that every number of this report needs; mostly none."""
+    stamp = report.get("stamp")
+    return f" ({stamp})" if stamp else ""
+
+
 def show(one: dict[str, Any] | None) -> str:
     """Return a value in four digits."""
     return "-" if not one or one["value"] is None else digits(one["value"])
@@ -152,18 +204,20 @@ def markdown(report: dict[str, Any]) -> str:
     """Return the report as a page."""
     objective = report["objective"]
     lines = [
-        "# Report",
+        f"# Report{stamp_of(report)}",
         "",
         f"Status: **{report['status']}** ({report['reason']})",
         "",
         f"Objective `{objective['name']}`: {show(objective)}",
         "",
     ]
-    head, *body = rows(report)
-    if body:
-        lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        lines += ["| " + " | ".join(row) + " |" for row in body]
-        lines += ["", *(f"- {line}" for line in verdict(report)), ""]
+    for head, *body in (rows(report), baseline_rows(report)):
+        if body:
+            lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+            lines += ["| " + " | ".join(row) + " |" for row in body]
+            lines += [""]
+    if said := verdict(report):
+        lines += [*(f"- {line}" for line in said), ""]
     if report["criteria"]:
         lines += ["## Criteria", "", "| name | asks | value | passed |", "|---|---|---|---|"]
         lines += [

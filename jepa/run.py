@@ -4,24 +4,22 @@ A checkpoint is untrusted: it is read without unpickling code, and the config in
 constructors of models and data of this package and of `torch.optim` only.
 """
 
-import copy
 import dataclasses
+import functools
+import inspect
 import json
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, execution_whitelist, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from jepa.config import CONF
-from jepa.spec import KINDS, Spec, kind_of
+from jepa.environment import environment
+from jepa.spec import KINDS, SeriesSpec, Spec, kind_of
 
 
 def shipped(group: str) -> tuple[str, ...]:
@@ -45,27 +43,50 @@ def build_model(cfg: DictConfig, spec: Spec) -> L.LightningModule:
         return instantiate(cfg.model)(spec=spec)
 
 
-def build_probes(cfg: DictConfig) -> Probes:
-    """Return the probes of `cfg.probes` by name; the one behind the objective first.
+def build_probes(cfg: DictConfig, spec: Spec) -> Probes:
+    """Return the probes of a settled config by name; the one behind the objective first.
 
     Raises:
-        ValueError: for a name without a file in `conf/probe`.
+        ValueError: for a name without a file in `conf/probe`, or a probe for another task.
     """
-    if isinstance(cfg.probes, str):
-        raise ValueError(f"probes takes a list, got {cfg.probes}: give probes=[{cfg.probes}]")
-    names = [cfg.probe_name if name == "auto" else name for name in cfg.probes]
-    return {name: build_probe(cfg, name) for name in dict.fromkeys([cfg.probe_name, *names])}
+    if spec.task == "none":
+        return {}
+    probes = {name: build_probe(cfg, name) for name in cfg.probes}
+    if isinstance(spec, SeriesSpec) and spec.task == "forecast":
+        return {name: for_forecasts(name, one, spec.horizon) for name, one in probes.items()}
+    return probes
 
 
 def build_probe(cfg: DictConfig, name: str) -> Callable[..., dict[str, float]]:
     """Return one probe: the composed one with its overrides, another from its file."""
-    if name == cfg.probe_name:
-        return instantiate(cfg.probe)
+    return instantiate(cfg.probe if name == cfg.probe_name else probe_file(name))
+
+
+def probe_file(name: str) -> DictConfig:
+    """Return the settings of a probe.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
     path = CONF / "probe" / f"{name}.yaml"
     if not path.exists():
         valid = sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "auto")
         raise ValueError(f"probes: there is no probe {name!r}; valid: {', '.join(valid)}")
-    return instantiate(OmegaConf.load(path))
+    return cast(DictConfig, OmegaConf.load(path))
+
+
+def for_forecasts(name: str, probe: Callable, horizon: int) -> Callable[..., dict[str, float]]:
+    """Tell a probe how many steps a future has.
+
+    Raises:
+        ValueError: if it scores labels only.
+    """
+    if "horizon" not in inspect.signature(probe).parameters:
+        raise ValueError(
+            f"probe {name!r} scores one label or number for each row, but this data asks for the "
+            f"next {horizon} steps: give probe=forecast"
+        )
+    return functools.partial(probe, horizon=horizon)
 
 
 def check_probes(cfg: DictConfig, probes: Probes, spec: Spec) -> None:
@@ -76,7 +97,13 @@ def check_probes(cfg: DictConfig, probes: Probes, spec: Spec) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(24, 3, generator=generator)
-    y = x.sum(1) if spec.task == "regression" else torch.arange(24) % min(spec.n_classes or 2, 4)
+    if isinstance(spec, SeriesSpec) and spec.task == "forecast":
+        x = x.abs()  # the last column is a scale
+        y = torch.randn(24, spec.horizon, generator=generator)
+    elif spec.task == "regression":
+        y = x.sum(1)
+    else:
+        y = torch.arange(24) % min(spec.n_classes or 2, 4)
     logged = {"train/loss", "val/loss"}
     for name, probe in probes.items():
         logged |= {f"probe/{name}/{metric}" for metric in probe(x, y, x, y)}
@@ -86,59 +113,13 @@ def check_probes(cfg: DictConfig, probes: Probes, spec: Spec) -> None:
         )
 
 
-def settle(cfg: DictConfig, data: Any) -> DictConfig:
-    """Return a copy in which every `auto` has its value and every interpolation is resolved."""
-    settled = copy.deepcopy(cfg)
-    OmegaConf.set_struct(settled, False)
-    if settled.probe_name == "auto":
-        settled.probe_name = "ridge"
-    if settled.objective == "auto":
-        settled.objective = objective_of(settled.probe_name, data)
-    if settled.get("trainer") is not None:
-        trainer = settled.trainer
-        if trainer.accumulate_grad_batches == "auto":
-            trainer.accumulate_grad_batches = accumulation(data, n_devices(trainer))
-    return cast(DictConfig, OmegaConf.create(OmegaConf.to_container(settled, resolve=True)))
-
-
-def objective_of(probe_name: str, data: Any) -> str:
-    """Return the metric to minimise: a probe's error, or a loss where there is nothing to probe."""
-    if "val" not in data.splits:
-        return "train/loss"
-    return "val/loss" if data.spec.task == "none" else f"probe/{probe_name}/error"
-
-
-def n_devices(trainer: DictConfig) -> int:
-    """Return how many processes the trainer starts."""
-    devices = trainer.devices
-    if isinstance(devices, ListConfig):
-        return len(devices) * trainer.num_nodes
-    if devices in (-1, "-1", "auto"):
-        devices = max(torch.cuda.device_count(), 1)
-    return int(devices) * trainer.num_nodes
-
-
-def accumulation(data: Any, devices: int) -> int:
-    """Return how many batches make `data.effective_batch_size` rows.
-
-    Raises:
-        ValueError: where they do not divide.
-    """
-    rows, wanted = data.batch_size * devices, data.effective_batch_size
-    if wanted is None:
-        raise ValueError(
-            "trainer.accumulate_grad_batches=auto needs data.effective_batch_size=<rows per step>"
-        )
-    if wanted % rows:
-        raise ValueError(
-            f"data.effective_batch_size={wanted} must be a multiple of data.batch_size x devices = "
-            f"{data.batch_size} x {devices}"
-        )
-    return wanted // rows
-
-
-def find_checkpoint(run: str | Path, prefer: str = "best.ckpt") -> Path:
+def find_checkpoint(run: str | Path, prefer: str = "best.ckpt", *, key: str = "run") -> Path:
     """Return the checkpoint a run directory or a path names: `best.ckpt`, else `last.ckpt`.
+
+    Args:
+        run: the directory or the file.
+        prefer: which one of a directory to take.
+        key: the setting that named it.
 
     Raises:
         FileNotFoundError: naming what was looked for.
@@ -151,7 +132,7 @@ def find_checkpoint(run: str | Path, prefer: str = "best.ckpt") -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(
-        f"run={run}: neither a checkpoint nor a directory with checkpoints/best.ckpt or last.ckpt"
+        f"{key}={run}: neither a checkpoint nor a directory with checkpoints/best.ckpt or last.ckpt"
     )
 
 
@@ -211,25 +192,74 @@ def load_model(run: str | Path) -> tuple[DictConfig, L.LightningModule, dict[str
     return cfg, model.eval(), checkpoint
 
 
-def check_table(checkpoint: dict[str, Any], data: Any, path: Path) -> None:
-    """Refuse data that is not the table a checkpoint was trained on.
+def start_from(model: L.LightningModule, run: str | Path) -> Path:
+    """Put the encoder of another run into the model; return the checkpoint it came from.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if it does not fit, or the model takes none.
+    """
+    path = find_checkpoint(run, key="init_from")
+    try:
+        transfer(model, read_checkpoint(path)["state_dict"])
+    except ValueError as error:
+        raise ValueError(f"init_from={run}: {error}") from error
+    return path
+
+
+def transfer(model: L.LightningModule, state: dict[str, Any]) -> None:
+    """Put the encoder's weights among these into the model.
+
+    Raises:
+        ValueError: if they do not fit, or the model takes none.
+    """
+    if not hasattr(model, "transfer"):
+        raise ValueError(
+            f"a {type(model).__name__} cannot start from the encoder of another run: give a model "
+            "that can, as model=patchtst (resume= goes on with the same model)"
+        )
+    model.transfer(state)  # pyright: ignore[reportCallIssue]
+
+
+# For each kind of data, its name in a message and what of its spec a checkpoint insists on.
+IDENTITY = {
+    "table": ("another table", ("columns", "cardinalities", "classes")),
+    "series": ("another series", ("channels", "look_back", "horizon", "task", "classes")),
+    "images": ("other images", ("n_channels", "height", "width", "task", "classes")),
+}
+
+
+def check_data(checkpoint: dict[str, Any], data: Any, path: Path) -> None:
+    """Refuse data that is not what a checkpoint was trained on.
 
     Raises:
         ValueError: naming the first difference.
     """
     saved = spec_of(checkpoint)
-    for name in ("columns", "cardinalities", "classes"):
-        a, b = list(getattr(saved, name)), list(getattr(data.spec, name))
+    kind, here = kind_of(saved), kind_of(data.spec)
+    if kind != here:
+        raise ValueError(
+            f"{path} was trained on {kind}, but this data is {here}: give a fitting data="
+        )
+    other, names = IDENTITY[kind]
+    for name in names:
+        a, b = getattr(saved, name), getattr(data.spec, name)
         if a != b:
-            raise ValueError(
-                f"{path} was trained on another table: its {name} are {brief(a)}, here they are "
-                f"{brief(b)}"
-            )
+            raise ValueError(f"{path} was trained on {other}: {difference(name, a, b)}")
     if not same(checkpoint["preprocessing"], data.preprocessing):
         raise ValueError(
-            f"{path} was trained on another table, or on other rows of it: what is fitted on the "
-            "training rows differs (jepa.embed takes any table with these columns)"
+            f"{path} was trained on {other}, or on other rows of it: what is fitted on the "
+            "training rows differs (jepa.embed and jepa.forecast take any table or series with "
+            "these columns)"
         )
+
+
+def difference(name: str, a: Any, b: Any) -> str:
+    """Word how a part of a spec differs; lists of other lengths by their lengths too."""
+    if not isinstance(a, tuple):
+        return f"its {name} is {a}, here it is {b}"
+    sizes = (f"{len(a)} ", f"{len(b)} ") if len(a) != len(b) else ("", "")
+    return f"its {sizes[0]}{name} are {brief(a)}, here they are {sizes[1]}{brief(b)}"
 
 
 def check_model(checkpoint: dict[str, Any], cfg: DictConfig, model: Any, path: Path) -> None:
@@ -265,7 +295,7 @@ def same(a: Any, b: Any) -> bool:
     return a == b
 
 
-def brief(values: list[Any]) -> str:
+def brief(values: Sequence[Any]) -> str:
     """Show a list by its first few values."""
     more = f", ... ({len(values)})" if len(values) > 6 else ""
     return "[" + ", ".join(str(v) for v in values[:6]) + more + "]"
@@ -283,35 +313,3 @@ def write_records(run_dir: Path, cfg: DictConfig) -> str:
     (run_dir / "config.yaml").write_text(text, encoding="utf-8")
     (run_dir / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
     return text
-
-
-def environment() -> dict[str, Any]:
-    """Describe the software, the machine and the command."""
-    import importlib.metadata as metadata
-
-    names = ("jepa", "torch", "lightning", "hydra-core", "torchmetrics", "numpy", "pandas")
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
-        "python": platform.python_version(),
-        "versions": versions,
-        "platform": platform.platform(),
-        "cpu": {"count": os.cpu_count(), "torch_threads": torch.get_num_threads()},
-        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "commit": commit(),
-    }
-
-
-def commit() -> str | None:
-    """Return the checkout's commit, with `+` where files differ; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

@@ -79,12 +79,14 @@ def show_report(content: dict[str, Any]) -> None:
     head, *body = report.rows(content)
     free = [row for row in body if "/label_free/" in row[0]]
     scored = [row for row in body if row not in free]
-    show_table(f"{content['status']}: {content['reason']}", [head, *scored])
+    stamp = report.stamp_of(content)
+    show_table(f"{content['status']}: {content['reason']}{stamp}", [head, *scored])
+    show_table(f"without a network, scaled{stamp}", report.baseline_rows(content))
     measured = [i for i, name in enumerate(head) if name in ("metric", "value", "untrained", "raw")]
     show_table("without labels", [[row[i] for i in measured] for row in [head, *free]])
     for line in report.verdict(content):
         style = "bold red" if "DOES NOT BEAT" in line else ""
-        console.print(line, style=style, highlight=False, soft_wrap=True)
+        console.print(line + stamp, markup=False, style=style, highlight=False, soft_wrap=True)
     for one in content["criteria"]:
         console.print(
             f"criterion {one.get('name', '')}: {report.asks(one)}: {report.show(one)}, "

@@ -1,11 +1,13 @@
 """Train one model: `python -m jepa.train [+experiment=<name>] [key=value ...]`."""
 
+import copy
+import json
 import logging
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -87,30 +89,102 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     from hydra.utils import instantiate
 
     from jepa import report, run, screen
+    from jepa.settle import predicts_target, settle
 
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data)
     data.prepare()
-    cfg = run.settle(cfg, data)
+    stages = stages_of(cfg, run_dir)
+    cfg = settle(cfg, data, predicts_target=predicts_target(cfg))
     report.grade(criteria_of(cfg), report.new(status="", reason=""))  # a bad one costs no training
-    probes = run.build_probes(cfg) if data.spec.task != "none" else {}
+    probes = run.build_probes(cfg, data.spec)
     run.check_probes(cfg, probes, data.spec)
     model = run.build_model(cfg, data.spec)
+    check_stages(stages, data, model)
     resume = find_resume(cfg, data, model, run_dir)
+    started = None
+    if cfg.init_from is not None and resume is None:
+        started = run.start_from(model, cfg.init_from)
     text = ""
     if is_first_rank():
         text = run.write_records(run_dir, cfg)
         screen.show_config(cfg)
         screen.say(data.describe())
+        if started is not None:
+            screen.say(f"the encoder starts from {started}")
         first = next(iter(data.probe_batches("train", max_rows=8, seed=0)))["x"]
         screen.show_model(model, None if cfg.model.get("compile") else first)
-    callbacks = build_callbacks(cfg, data, probes, text)
+    callbacks = build_callbacks(cfg, data, model, probes, text)
     trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=build_loggers(cfg))
     trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    best = best_of(trainer, cfg.objective)[0] or str(run_dir / "checkpoints" / "last.ckpt")
+    reports = run_stages(stages, best)
     if trainer.is_global_zero:
-        return finish(cfg, run_dir, data, model, trainer, probes)
+        return finish(cfg, run_dir, data, model, trainer, probes, reports)
     return float("nan")
+
+
+def stages_of(cfg: DictConfig, run_dir: Path) -> dict[str, DictConfig]:
+    """Return the whole config of each stage that follows this run, by name.
+
+    A stage is a run of its own in a folder below this one's: its `model` takes the place of this
+    run's, its `trainer` changes what it names, and its encoder starts from this run's best
+    checkpoint.
+
+    Raises:
+        ValueError: for a stage without a model, or with other parts.
+    """
+    stages = {}
+    for name, node in (cfg.stages or {}).items():
+        changes = cast(dict, OmegaConf.to_container(node, resolve=True)) if node else {}
+        if "model" not in changes or set(changes) - {"model", "trainer"}:
+            raise ValueError(
+                f"stages.{name} takes model (needed) and trainer, got {sorted(changes)}"
+            )
+        stage = copy.deepcopy(cfg)
+        OmegaConf.set_struct(stage, False)
+        stage.model = changes["model"]
+        stage.trainer = OmegaConf.merge(stage.trainer, changes.get("trainer", {}))
+        stage.run_dir = str(run_dir / str(name))
+        stage.resume = "auto" if cfg.resume == "auto" else "never"
+        stage.objective, stage.probes, stage.criteria, stage.stages = "auto", ["auto"], [], None
+        stages[str(name)] = stage
+    return stages
+
+
+def check_stages(stages: dict[str, DictConfig], data: Any, model: "L.LightningModule") -> None:
+    """Hand the untrained encoder to each stage, to see before training that it fits.
+
+    Raises:
+        ValueError: naming the stage, where it does not.
+    """
+    from jepa import run
+
+    for name, stage in stages.items():
+        if stage.resume == "never":
+            refuse_used("never", Path(stage.run_dir))
+        successor = run.build_model(stage, data.spec)
+        try:
+            run.transfer(successor, model.state_dict())
+        except ValueError as error:
+            raise ValueError(f"stages.{name}: {error}") from error
+
+
+def run_stages(stages: dict[str, DictConfig], best: str) -> dict[str, dict[str, Any]]:
+    """Train each stage from the best checkpoint; return their reports by name."""
+    from jepa import screen
+
+    reports = {}
+    for name, stage in stages.items():
+        if is_first_rank():
+            screen.say(f"stage {name}: from {best}")
+        stage.init_from = best
+        train(stage, Path(stage.run_dir))
+        if is_first_rank():
+            text = (Path(stage.run_dir) / "report.json").read_text(encoding="utf-8")
+            reports[name] = json.loads(text)
+    return reports
 
 
 def quiet() -> None:
@@ -152,12 +226,17 @@ def find_resume(
     path = last if cfg.resume == "auto" else run.find_checkpoint(cfg.resume, "last.ckpt")
     content = run.read_checkpoint(path)
     run.check_model(content, cfg, model, path)
-    run.check_table(content, data, path)
+    run.check_data(content, data, path)
     return str(path)
 
 
-def build_callbacks(cfg: DictConfig, data: Any, probes: dict, text: str) -> "list[L.Callback]":
-    """Return the callbacks of the config and the record that every checkpoint carries."""
+def build_callbacks(
+    cfg: DictConfig, data: Any, model: "L.LightningModule", probes: dict, text: str
+) -> "list[L.Callback]":
+    """Return the callbacks of the config and the record that every checkpoint carries.
+
+    A model that predicts the target needs no codes at a validation unless a probe asks for them.
+    """
     from functools import partial
 
     from hydra.utils import instantiate
@@ -166,7 +245,10 @@ def build_callbacks(cfg: DictConfig, data: Any, probes: dict, text: str) -> "lis
     from jepa.run import spec_state
 
     built = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
-    callbacks = [c(probes=probes) if isinstance(c, partial) else c for c in built]
+    if probes or not getattr(model, "predicts_target", False):
+        callbacks = [c(probes=probes) if isinstance(c, partial) else c for c in built]
+    else:
+        callbacks = [c for c in built if not isinstance(c, partial)]
     spec = spec_state(data.spec)
     return [Record(config=text, spec=spec, preprocessing=data.preprocessing), *callbacks]
 
@@ -185,10 +267,11 @@ def finish(
     model: Any,
     trainer: "L.Trainer",
     probes: dict,
+    stages: dict[str, dict[str, Any]],
 ) -> float:
     """Score the best checkpoint beside its controls, write and show the report."""
     from jepa import report, run, screen
-    from jepa.evaluate import measure
+    from jepa.measure import measure
 
     status, reason = how_it_ended(trainer)
     last = run_dir / "checkpoints" / "last.ckpt"
@@ -216,6 +299,7 @@ def finish(
             max_split_rows=cfg.report.max_split_rows,
             seed=cfg.seed,
         )
+    report.add_stages(content, stages)
     content["criteria"] = report.grade(criteria_of(cfg), content)
     report.write(run_dir, content)
     screen.show_report(content)
