@@ -4,6 +4,7 @@ import hashlib
 import os
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from jepa.data.ettm1 import ETTm1
 from jepa.data.exchange import Exchange
 from jepa.data.illness import Illness
 from jepa.data.ohlcv import Ohlcv
-from jepa.data.series import Series, SeriesData, fit_scale
+from jepa.data.series import Series, SeriesData, fit_scale, scaled
 from jepa.data.series_card import SeriesCard
 from jepa.data.series_frames import SeriesFrame, from_wide, read_series
 from jepa.data.series_splits import ChunkSplit, DateSplit, EttSplit, RatioSplit, Span
@@ -132,6 +133,16 @@ def test_all_splits_share_one_copy_of_the_series():
     data = prepared()
     assert len({part.values.data_ptr() for part in data.splits.values()}) == 1
     assert data.splits["train"].values.shape == (2, 100)
+
+
+def test_a_device_holds_the_series_once():
+    data = prepared()
+    device = torch.device("meta")  # every copy to it is a new tensor
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=device))
+    data.setup("fit")
+    values = {id(part.values) for part in data.on_device.values()}
+    assert len(values) == 1 and all(part.device == device for part in data.on_device.values())
+    assert all(part.starts.device == device for part in data.on_device.values())
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 128])
@@ -250,7 +261,7 @@ def test_chunks_share_no_step_and_windows_stay_inside():
         seen[name] = set(starts // 60)
     assert len(seen["val"]) == len(seen["test"]) == 5 and len(seen["train"]) == 40
     assert not seen["val"] & seen["train"] and not seen["test"] & seen["train"]
-    other = prepared(counting(3000), split=ChunkSplit(chunk=60, seed=1))
+    other = prepared(counting(3000), split=ChunkSplit(chunk=60, split_seed=1))
     assert set(other.splits["val"].starts.numpy() // 60) != seen["val"]
 
 
@@ -460,6 +471,58 @@ def outcome(**settings):
 @pytest.mark.parametrize("knob", BASE)
 def test_toy_series_knob_does_something(knob):
     assert outcome(**BASE | {knob: OTHER[knob]}) != outcome(**BASE)
+
+
+BARS = {"n_days": 300, "threshold": 0.01, "price": "high"}
+
+
+@pytest.mark.parametrize(
+    ("knob", "other"), [("n_days", 310), ("threshold", 0.02), ("price", "close")]
+)
+def test_toy_ohlcv_knob_does_something(knob, other):
+    def labels(**settings):
+        data = ToyOhlcv(look_back=10, horizon=2, batch_size=8, **settings)
+        data.prepare()
+        return data.splits["train"].labels.tolist()
+
+    assert labels(**BARS | {knob: other}) != labels(**BARS)
+
+
+DATES = {"split": "dates", "val_start": "2024-01-08", "test_start": "2024-01-12", "purge": 0}
+CHUNKS = {"split": "chunks", "chunk": 60, "val_share": 0.3, "test_share": 0.2, "split_seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ({}, {"val_share": 0.2}),
+        ({}, {"test_share": 0.1}),
+        ({}, {"split": "dates", "val_start": "2024-01-08"}),
+        (DATES, {"val_start": "2024-01-09"}),
+        (DATES, {"test_start": "2024-01-13"}),
+        (DATES, {"purge": 5}),
+        (CHUNKS, {"chunk": 65}),
+        (CHUNKS, {"val_share": 0.5}),
+        (CHUNKS, {"test_share": 0.3}),
+        (CHUNKS, {"split_seed": 1}),
+    ],
+)
+def test_split_setting_does_something(tmp_path, base, change):
+    def starts(**settings):
+        data = from_file(tmp_path, table(400), **settings)
+        return {name: part.starts.tolist() for name, part in data.splits.items()}
+
+    assert starts(**base | change) != starts(**base)
+
+
+def test_what_a_checkpoint_carries_is_plain(tmp_path):
+    data = from_file(tmp_path, table(60), drop=["c1"])
+    torch.save(data.preprocessing, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["last"] == ["2024-01-03 11:00:00"] and state["frequency"] == "h"
+    again = read_series(data.path, drop=state["drop"], **state["reading"])
+    values, observed = scaled(again, state["location"].numpy(), state["scale"].numpy())
+    assert torch.equal(values, data.splits["train"].values) and observed.all()
 
 
 def test_the_label_looks_ahead_at_the_price_and_nothing_else():

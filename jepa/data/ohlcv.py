@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from jepa.data.market import CLASSES, check_label, reach_labels
 from jepa.data.series import SeriesData
+from jepa.data.series_card import READING
 from jepa.data.series_frames import SeriesFrame, read_series
 from jepa.data.series_splits import choose_split
 
@@ -52,7 +53,7 @@ class Ohlcv(SeriesData):
         self.path = path
         self.threshold = threshold
         self.price = price
-        self.reading = {"format": "wide", "time_column": time_column, "gaps": "rows"}
+        self.reading = READING | {"time_column": time_column}
         settings = {
             "val_share": val_share,
             "test_share": test_share,

@@ -5,6 +5,7 @@ Axes: c channels, t time steps.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
@@ -151,47 +152,54 @@ def from_long(
 
 
 def _stack(table: pd.DataFrame, known: tuple[str, str, str], gaps: str) -> SeriesFrame:
-    ids, times, numbers = (column_of(table, name) for name in known)
-    if ids.isna().any():
-        row = int(np.flatnonzero(ids.isna())[0])
-        raise ValueError(f"column {known[0]!r} is empty in row {row + 1}: name the series there")
-    index, values = read_times(times), read_numbers(numbers)
-    code, names = pd.factorize(ids.astype(str))
-    parts, grids, steps = [], [], []
-    order = np.argsort(code, kind="stable")
-    for rows, name in zip(np.split(order, np.cumsum(np.bincount(code))[:-1]), names, strict=True):
-        own = index[rows]
-        check_order(own, name=f"series {name!r}: ")
-        grid, step = regular(own, gaps=gaps, name=f"series {name!r}: ")
-        part = np.full(len(grid), np.nan)
-        part[grid.get_indexer(own)] = values[rows]
-        parts.append(part)
-        grids.append(grid)
-        steps.append(step)
-    if len(set(steps)) > 1 and gaps != "rows":
-        other = next(i for i, step in enumerate(steps) if step != steps[0])
+    """Put the series side by side where they share all times, else one after another."""
+    parts = _read_parts(table, known, gaps)
+    names, grids, steps, values = zip(*parts, strict=True)
+    other = next((i for i, step in enumerate(steps) if step != steps[0]), None)
+    if other is not None and gaps != "rows":
         raise ValueError(
             f"the series have different steps: {names[0]!r} has {steps[0]}, {names[other]!r} has "
             f"{steps[other]}; keep one kind of series a file"
         )
-    series = tuple(str(name) for name in names)
-    if all(grid.equals(grids[0]) for grid in grids[1:]):
+    if all(grid.equals(grids[0]) for grid in grids):
         return SeriesFrame(
-            channels=series,
-            values=np.stack(parts),
+            channels=names,
+            values=np.stack(values),
             series=("",),
             bounds=(0, len(grids[0])),
-            times=(grids[0],),
+            times=grids[:1],
             frequency=steps[0],
         )
     return SeriesFrame(
         channels=(known[2],),
-        values=np.concatenate(parts)[None],
-        series=series,
-        bounds=tuple(int(n) for n in np.cumsum([0, *map(len, parts)])),
-        times=tuple(grids),
+        values=np.concatenate(values)[None],
+        series=names,
+        bounds=(0, *accumulate(len(grid) for grid in grids)),
+        times=grids,
         frequency=steps[0],
     )
+
+
+def _read_parts(
+    table: pd.DataFrame, known: tuple[str, str, str], gaps: str
+) -> list[tuple[str, pd.Index, str, np.ndarray]]:
+    """Return (name, times, frequency, values) of each series, in the order of the file."""
+    ids, times, numbers = (column_of(table, name) for name in known)
+    if ids.isna().any():
+        row = int(ids.isna().to_numpy().argmax())
+        raise ValueError(f"column {known[0]!r} is empty in row {row + 1}: name the series there")
+    index, values = read_times(times), read_numbers(numbers)
+    code, names = pd.factorize(ids.astype(str))
+    order = np.argsort(code, kind="stable")
+    parts = []
+    for rows in np.split(order, np.cumsum(np.bincount(code))[:-1]):
+        name = str(names[code[rows[0]]])
+        check_order(index[rows], name=f"series {name!r}: ")
+        grid, step = regular(index[rows], gaps=gaps, name=f"series {name!r}: ")
+        part = np.full(len(grid), np.nan)
+        part[grid.get_indexer(index[rows])] = values[rows]
+        parts.append((name, grid, step, part))
+    return parts
 
 
 def read_numbers(column: pd.Series) -> np.ndarray:

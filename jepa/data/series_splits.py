@@ -5,7 +5,7 @@ official borders: at the time of the forecast that is the known past.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -126,13 +126,13 @@ class ChunkSplit:
     Args:
         chunk: steps; what is left at the end of a series is unused.
         val_share, test_share: of the chunks.
-        seed: of the lot.
+        split_seed: of the lot.
     """
 
     chunk: int
     val_share: float = 0.1
     test_share: float = 0.2
-    seed: int = 0
+    split_seed: int = 0
 
     def __post_init__(self):
         _check_shares(self.val_share, self.test_share)
@@ -159,7 +159,7 @@ class ChunkSplit:
                 "tell models apart by luck; raise data.chunk or data.val_share, or give "
                 "data.split=ratio"
             )
-        order = np.random.default_rng(self.seed).permutation(n)
+        order = np.random.default_rng(self.split_seed).permutation(n)
         parts = {
             "train": order[n_val + n_test :],
             "val": order[:n_val],
@@ -183,24 +183,19 @@ def choose_split(kind: str, settings: Mapping[str, object]) -> Split:
     """
     if kind not in _KINDS:
         raise ValueError(f"data.split must be one of {', '.join(_KINDS)}, got {kind!r}")
-    rule = _KINDS[kind]
-    keys = {"split_seed": "seed"}
-    given = {keys.get(key, key): value for key, value in settings.items() if value is not None}
-    fields = rule.__dataclass_fields__
-    for key, value in settings.items():
-        if value is not None and keys.get(key, key) not in fields:
+    given = {key: value for key, value in settings.items() if value is not None}
+    keys = {name: {field.name: field for field in fields(rule)} for name, rule in _KINDS.items()}
+    for key, value in given.items():
+        if key not in keys[kind]:
+            fitting = next(name for name in _KINDS if key in keys[name])
             raise ValueError(
                 f"data.{key}={value} has no effect with data.split={kind}: leave it out, or give "
-                f"data.split={next(k for k in _KINDS if keys.get(key, key) in _fields(k))}"
+                f"data.split={fitting}"
             )
-    needed = {"dates": "val_start", "chunks": "chunk"}.get(kind)
-    if needed and needed not in given:
-        raise ValueError(f"data.split={kind} needs data.{needed}=<value>")
-    return rule(**given)
-
-
-def _fields(kind: str) -> set[str]:
-    return set(_KINDS[kind].__dataclass_fields__)
+    for key, field in keys[kind].items():
+        if field.default is MISSING and key not in given:
+            raise ValueError(f"data.split={kind} needs data.{key}=<value>")
+    return _KINDS[kind](**given)
 
 
 def _places(frame: SeriesFrame) -> list[tuple[int, int]]:

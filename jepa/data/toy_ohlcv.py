@@ -6,6 +6,7 @@ from jaxtyping import Int
 
 from jepa.data.market import CLASSES, check_label, reach_labels
 from jepa.data.series import SeriesData
+from jepa.data.series_card import READING
 from jepa.data.series_frames import SeriesFrame, from_wide
 
 _TICKS = 16  # moves of the price within a day
@@ -24,7 +25,7 @@ class ToyOhlcv(SeriesData):
 
     classes = CLASSES
     season = 0
-    reading = {"format": "wide", "time_column": "date", "gaps": "rows"}  # noqa: RUF012
+    reading = READING
 
     def __init__(
         self, *, n_days: int = 3000, threshold: float = 0.01, price: str = "high", **series
