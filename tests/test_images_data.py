@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from urllib.error import URLError
 
 import lightning as L
 import numpy as np
@@ -17,12 +18,14 @@ from jepa.config import CONF, check_keys
 from jepa.data.augment import N_DRAWS, Augment
 from jepa.data.augmented import AugmentedBatches
 from jepa.data.cifar10 import Cifar10
+from jepa.data.cifar100 import Cifar100
 from jepa.data.digits import Digits
 from jepa.data.fashion_mnist import FashionMnist
 from jepa.data.images import Collection, ImageData
 from jepa.data.mixture import Mixture, fill_slots
 from jepa.data.pixels import Images, Inputs, Slots, ToInput, moments, resize
 from jepa.data.stl10 import Stl10
+from jepa.data.torchvision_sets import open_set
 from jepa.data.toy_images import ToyImages
 from jepa.run import FROM_A_FILE, FROM_THE_USER
 
@@ -531,6 +534,48 @@ def test_stl10_reads_what_torchvision_gives(monkeypatch, unlabeled, tmp_path):
     data.prepare()
     assert len(data.training_images()) == (100_000 if unlabeled else 10)
     assert data.spec.classes[2] == "car"
+
+
+@pytest.mark.parametrize(("build", "name"), [(Cifar10, "CIFAR10"), (Cifar100, "CIFAR100")])
+def test_cifar_reads_what_torchvision_gives(monkeypatch, build, name, tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    shape = (20, 32, 32, 3)  # height, width, channel
+    whole = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    class Fake:
+        classes = tuple("abcdefghij")
+
+        def __init__(self, root, train, download):
+            self.data, self.targets = whole, [i % 10 for i in range(20)]
+
+    monkeypatch.setattr(torchvision.datasets, name, Fake)
+    monkeypatch.setattr(build, "_check_card", lambda *_: None)
+    data = build(data_dir=str(tmp_path), image_size=32, batch_size=2, val_share=0)
+    data.prepare()
+    x = data.splits["test"].pixels.x
+    assert torch.equal(x.permute(0, 2, 3, 1), torch.from_numpy(whole)) and data.stamp == ""
+
+
+def test_a_set_that_is_absent_names_every_place_looked_at(tmp_path):
+    def offline(root, download):
+        assert download
+        raise URLError("no network")
+
+    with pytest.raises(FileNotFoundError, match=r"one.*two.*JEPA_DATA"):
+        open_set(offline, [tmp_path / "one", tmp_path / "two"], "folder")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_crops():
+    augment = Augment(**OTHER)
+    rows, to_input, gpu = Images(pictures()), unit(12), torch.device("cuda")
+    cpu, cuda = (
+        AugmentedBatches(rows.to(d), 4, augment=augment, to_input=to_input.to(d), seed=0)
+        for d in (torch.device("cpu"), gpu)
+    )
+    for a, b in zip(cpu, cuda, strict=True):
+        torch.testing.assert_close(a["x"], b["x"].cpu(), atol=1e-4, rtol=1e-4)
 
 
 # --- configuration

@@ -77,7 +77,7 @@ class ToInput:
         if x.shape[-1] != self.side:
             x = F.interpolate(x.float(), (self.side, self.side), mode="bilinear")
         factor = (1.0 / (255.0 * self.std))[:, None, None]
-        return torch.addcmul((-self.mean / self.std)[:, None, None], x, factor)
+        return torch.addcmul((-self.mean / self.std)[:, None, None], x.float(), factor)
 
     def to(self, device: torch.device) -> "ToInput":
         """Copy to a device."""
