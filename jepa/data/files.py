@@ -70,7 +70,7 @@ def _compare(name: str, found: str, expected: str) -> None:
     if found != expected:
         raise ValueError(
             f"{name} has the wrong checksum: sha256 {found}, expected {expected}; the file is "
-            "damaged or another one: delete it, and the next run gets it again where it knows an address"
+            "damaged or another one: delete it, and get it again"
         )
 
 
