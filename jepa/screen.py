@@ -42,12 +42,18 @@ def grow(tree: Tree, key: str, value: Any) -> None:
 def count_flops(model: L.LightningModule, x: Tensor) -> float:
     """Return the floating-point operations of one training step per sample, backward included.
 
-    Counts matrix products and attention, 2 per multiplication and addition.
+    Counts matrix products and attention, 2 per multiplication and addition; what is computed twice
+    to save memory counts once.
     """
     states = torch.get_rng_state()
     counter = FlopCounterMode(display=False)
+    twice = [module for module in model.modules() if getattr(module, "recompute", False)]
+    for module in twice:
+        module.recompute = False
     with counter:
         model.loss(x).backward()  # pyright: ignore[reportCallIssue]
+    for module in twice:
+        module.recompute = True
     model.zero_grad(set_to_none=True)
     torch.set_rng_state(states)
     return counter.get_total_flops() / len(x)
