@@ -225,8 +225,8 @@ def find_resume(
         return None
     path = last if cfg.resume == "auto" else run.find_checkpoint(cfg.resume, "last.ckpt")
     content = run.read_checkpoint(path)
-    run.check_model(content, cfg, model, path)
     run.check_data(content, data, path)
+    run.check_model(content, cfg, model, path)
     return str(path)
 
 

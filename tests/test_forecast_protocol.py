@@ -1,12 +1,16 @@
 """What stands behind every number of a forecast: sums over windows, baselines, the probe."""
 
+import json
 import os
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from sklearn.linear_model import Ridge
+from support import overrides_for, run_training, settings, write_table
 
 from jepa import baselines
 from jepa.data.batches import OrderedBatches
@@ -15,6 +19,7 @@ from jepa.data.toy_series import ToySeries
 from jepa.data.windows import Windows
 from jepa.forecasting import Errors, score_forecasts
 from jepa.metrics import mean_over_blocks
+from jepa.nn.norm import normalize
 from jepa.probes.forecast import forecast, held_out
 
 DATA = Path(os.environ.get("JEPA_DATA", "data"))
@@ -283,3 +288,219 @@ def test_the_closed_form_gives_the_known_errors_of_etth1(horizon, mse, mae):
     found = errors.metrics(block=336 + horizon)
     assert found["mse"] == pytest.approx(mse, abs=5e-4)
     assert found["mae"] == pytest.approx(mae, abs=5e-4)
+
+
+class Coder(L.LightningModule):
+    """Stands in for a self-supervised model: codes of each channel, then location and scale."""
+
+    def __init__(self, *, spec, width):
+        super().__init__()
+        self.encoder = torch.nn.Linear(spec.look_back, width)
+
+    def embed(self, x):
+        z, location, scale = normalize(x)
+        return torch.cat([self.encoder(z), location, scale], dim=-1).flatten(0, 1)
+
+    def loss(self, x):
+        z = normalize(x)[0]
+        return (self.encoder(z) @ self.encoder.weight - z).square().mean()
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch["x"])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.loss(batch["x"]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Forecaster(Coder):
+    """Stands in for a supervised one."""
+
+    predicts_target = True
+
+    def __init__(self, *, spec, width):
+        super().__init__(spec=spec, width=width)
+        self.head = torch.nn.Linear(width, spec.horizon)
+
+    def predict(self, x, mask=None):
+        z, location, scale = normalize(x, mask)
+        return self.head(self.encoder(z)) * scale + location
+
+    def loss(self, x, y=0.0):
+        return (self.predict(x) - y).square().mean()
+
+    def transfer(self, state):
+        own = self.encoder.state_dict()
+        for key, value in own.items():
+            if state[f"encoder.{key}"].shape != value.shape:
+                raise ValueError(f"encoder.{key} has another shape")
+        self.encoder.load_state_dict({key: state[f"encoder.{key}"] for key in own})
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch["x"], batch["y"])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/error", self.loss(batch["x"], batch["y"]))
+
+
+def node(model, width=4):
+    return {"_target_": f"test_forecast_protocol.{model}", "_partial_": True, "width": width}
+
+
+def run(folder, model, *overrides, **keys):
+    """Train a stand-in on the toy series, as the command does; return the report."""
+    from jepa.run import FROM_THE_USER
+    from jepa.train import train
+
+    cfg = settings(
+        folder, "data=toy_series", "data.n_steps=400", "data.look_back=24", "data.horizon=8",
+        "data.batch_size=16", "trainer=cpu", "trainer.max_epochs=1", "logger=csv",
+        "trainer.check_val_every_n_epoch=1", *overrides,
+    )  # fmt: skip
+    OmegaConf.set_struct(cfg, False)
+    cfg.model = node(model)
+    cfg = OmegaConf.merge(cfg, keys)
+    folder.mkdir(exist_ok=True)
+    with FROM_THE_USER:
+        train(cfg, folder)
+    return json.loads((folder / "report.json").read_text())
+
+
+NAMES = ("error", "mse", "mae", "original/mse", "original/mae")
+BASELINES = ("closed_form", "seasonal_naive", "repeat_last")
+
+
+class TestRuns:
+    def test_a_forecaster_is_scored_by_its_own_forecasts(self, tmp_path, capsys):
+        report = run(tmp_path, "Forecaster")
+        assert report["objective"]["name"] == "val/error" and report["objective"]["value"] > 0
+        assert report["metrics"].keys() == {f"test/{name}" for name in NAMES}
+        assert report["metrics"]["test/mse"]["n"] == 73  # every test window, whatever the batch
+        assert list(report["controls"]) == ["untrained"]
+        assert list(report["baselines"]) == list(BASELINES)
+        assert all(one.keys() == report["metrics"].keys() for one in report["baselines"].values())
+        parts = report["breakdown"]["model"]["test/original/mse"]
+        assert len(parts["per_step"]) == 8 and len(parts["per_channel"]) == 3
+        assert "stamp" not in report and "stamp" not in report["metrics"]["test/mse"]
+        shown = capsys.readouterr().out
+        assert "closed_form" in shown and "the closed-form linear forecast" in shown
+
+    def test_codes_are_scored_by_the_forecast_probe(self, tmp_path):
+        report = run(tmp_path, "Coder")
+        assert report["objective"]["name"] == "probe/forecast/error"
+        assert {f"test/forecast/{name}" for name in ("error", "mse", "mae")} <= set(
+            report["metrics"]
+        )
+        assert list(report["controls"]) == ["untrained", "raw"]
+        assert report["metrics"]["test/forecast/mse"]["n"] == 73 * 3
+        assert set(report["baselines"]) == set(BASELINES)
+
+    def test_a_forecaster_is_probed_where_that_is_asked_for(self, tmp_path):
+        report = run(tmp_path, "Forecaster", "probes=[forecast]")
+        assert {"test/mse", "test/forecast/mse"} <= set(report["metrics"])
+        assert report["objective"]["name"] == "val/error"
+        with (tmp_path / "metrics.csv").open() as file:
+            assert "probe/forecast/error" in file.readline()
+
+    def test_every_number_of_the_flattering_protocol_says_so(self, tmp_path, capsys):
+        report = run(tmp_path, "Forecaster", "data.protocol=official_drop_last")
+        assert report["stamp"] == "official_drop_last"
+        assert report["metrics"]["test/mse"]["n"] == 64  # 73 windows, batches of 16
+        groups = [report["metrics"], *report["controls"].values(), *report["baselines"].values()]
+        assert all(one["stamp"] == report["stamp"] for group in groups for one in group.values())
+        assert (tmp_path / "report.md").read_text().startswith("# Report (official_drop_last)")
+        said = [line for line in capsys.readouterr().out.splitlines() if "DOES NOT BEAT" in line]
+        assert said and all("official_drop_last" in line for line in said)
+
+    def test_missing_values_reach_no_number_as_zeros(self, tmp_path):
+        report = run(tmp_path, "Forecaster", "data.missing_share=0.002")
+        assert set(report["baselines"]) == set(BASELINES)
+        assert report["baselines"]["closed_form"]["test/mse"]["value"] < 1
+
+    def test_a_criterion_may_stand_against_a_baseline(self, tmp_path):
+        criteria = [
+            {"name": "a", "metric": "test/mse", "at_most": 1e9, "against": "closed_form"},
+            {"name": "b", "metric": "test/forecast/mse", "at_most": 1e-9, "against": "repeat_last"},
+        ]
+        report = run(tmp_path, "Forecaster", "probes=[forecast]", criteria=criteria)
+        assert [one["passed"] for one in report["criteria"]] == [True, False]
+        baseline = report["baselines"]["repeat_last"]["test/mse"]["value"]
+        measured = report["metrics"]["test/forecast/mse"]["value"]
+        assert report["criteria"][1]["value"] == pytest.approx(measured / baseline)
+
+    def test_a_model_starts_from_the_encoder_of_another_run(self, tmp_path):
+        run(tmp_path / "a", "Coder")
+        idle = {"init_from": str(tmp_path / "a"), "trainer": {"max_steps": 1}}
+        run(tmp_path / "b", "Forecaster", **idle)
+        saved = [
+            torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+            for name in "ab"
+        ]
+        a, b = (one["state_dict"]["encoder.weight"] for one in saved)
+        assert (a - b).abs().max() < 0.05  # one step of SGD away
+        with pytest.raises(ValueError, match=r"init_from=.*Coder cannot start"):
+            run(tmp_path / "c", "Coder", init_from=str(tmp_path / "a"))
+        with pytest.raises(FileNotFoundError, match="init_from=nowhere"):
+            run(tmp_path / "d", "Forecaster", init_from="nowhere")
+
+    def test_stages_follow_from_the_best_checkpoint(self, tmp_path):
+        stages = {
+            "probe": {"model": node("Forecaster")},
+            "finetune": {"model": node("Forecaster"), "trainer": {"max_epochs": 2}},
+        }
+        report = run(tmp_path, "Coder", stages=stages)
+        for name in stages:
+            stage = json.loads((tmp_path / name / "report.json").read_text())
+            for metric in NAMES:
+                assert (
+                    report["metrics"][f"test/{name}/{metric}"] == stage["metrics"][f"test/{metric}"]
+                )
+            assert report["breakdown"][name] == stage["breakdown"]["model"]
+        assert "max_epochs=2" in stage["reason"]
+        assert report["objective"]["name"] == "probe/forecast/error"
+        start = OmegaConf.load(tmp_path / "finetune" / "config.yaml").init_from
+        assert start == str(tmp_path / "checkpoints" / "best.ckpt")
+
+    @pytest.mark.parametrize(
+        ("stages", "message"),
+        [
+            ({"probe": {"trainer": {}}}, r"stages\.probe takes model"),
+            ({"probe": {"model": node("Forecaster"), "epochs": 3}}, "epochs"),
+            ({"probe": {"model": node("Forecaster", width=5)}}, r"stages\.probe: encoder\.weight"),
+            ({"probe": {"model": node("Coder")}}, r"stages\.probe: a Coder cannot start"),
+        ],
+    )
+    def test_a_stage_that_would_fail_fails_before_training(self, tmp_path, stages, message):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, "Coder", stages=stages)
+        assert not (tmp_path / "checkpoints").exists()
+
+    @pytest.mark.parametrize(
+        ("model", "override", "message"),
+        [
+            ("Coder", "probes=[knn]", r"'knn'.*next 8 steps.*probe=forecast"),
+            ("Coder", "objective=probe/forecast/rmse", "objective=probe/forecast/rmse"),
+            ("Forecaster", "objective=probe/forecst/error", "nothing logs that"),
+        ],
+    )
+    def test_what_would_fail_later_fails_before_training(self, tmp_path, model, override, message):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, model, override)
+        assert not (tmp_path / "checkpoints").exists()
+
+    def test_a_table_is_not_probed_for_forecasts(self, tmp_path):
+        table = write_table(tmp_path / "table.csv")
+        with pytest.raises(ValueError, match="probe=ridge"):
+            run_training(tmp_path / "run", *overrides_for(table), "probes=[forecast]")
+
+    def test_a_checkpoint_of_other_channels_is_refused(self, tmp_path):
+        run(tmp_path / "a", "Forecaster")
+        for change, message in (
+            ("data.n_channels=2", r"its 3 channels are \[c0, c1, c2\], here they are 2 \[c0, c1\]"),
+            ("data.look_back=23", "its look_back is 24, here it is 23"),
+            ("data.horizon=7", "its horizon is 8, here it is 7"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                run(tmp_path / "b", "Forecaster", change, resume=str(tmp_path / "a"))
