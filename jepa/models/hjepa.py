@@ -1,0 +1,427 @@
+"""H-JEPA: predict the features of hidden rectangles of an image, at several scales.
+
+One level is I-JEPA: Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding
+Predictive Architecture", CVPR 2023, arXiv:2301.08243. Further levels are averages of the teacher's
+features over squares of patches, predicted from the same predictor through a pyramid.
+
+Axes: b images, c channels, n patches, k visible patches, m target blocks, p patches of a block,
+r rectangles (b * m), o patches after averaging, d width, e code.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from jepa.nn.blocks import Blocks, Masking
+from jepa.nn.checks import check_choice, check_range
+from jepa.nn.decay import decay_groups
+from jepa.nn.ema import Teacher
+from jepa.nn.levels import Levels
+from jepa.nn.losses import CodeTerms
+from jepa.nn.masking import stream
+from jepa.nn.pyramid import Pyramid, pool, pooled_shape
+from jepa.nn.vit import ATTENTIONS, BlockPredictor, ViT, init_weights
+from jepa.schedules import cosine, linear, warmup_cosine
+from jepa.spec import ImageSpec
+
+LAST = 4  # blocks behind the representation `last4`, as many as the evaluation of I-JEPA joins
+LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
+REPRESENTATIONS = ("mean", "last4", "levels")
+
+
+def _check_spec(spec: object) -> None:
+    """Refuse data of another kind.
+
+    Raises:
+        ValueError: then.
+    """
+    if not isinstance(spec, ImageSpec):
+        raise ValueError(
+            f"model=hjepa takes images, but this data describes itself by {type(spec).__name__}: "
+            "give images, for example data=digits, or a model for such data"
+        )
+
+
+class HJEPA(L.LightningModule):
+    """Context encoder, slow target encoder, predictor; an error in latent space for every level.
+
+    Args:
+        spec: the images.
+        seed: decides the masks, with the epoch and the step.
+        masking: draws the visible patches and the rectangles to predict.
+        patch: side of a patch in pixels.
+        width, depth, n_heads, mlp_ratio: of the encoder (tiny 192, 12, 3; small 384, 12, 6; base
+            768, 12, 12; large 1024, 24, 16; huge 1280, 32, 16).
+        position: `sincos` (added to tokens) or `rope` (turns queries and keys), of both networks.
+        layer_scale: start of the factors on the encoder's branches; None for no factors.
+        drop_path: share of the images for which the encoder's last block is left out; it rises
+            from 0 in the first.
+        attention: `sdpa` (the fused kernel), `plain`, or `auto`, the faster of both.
+        gradient_checkpointing: compute blocks again in the backward pass, to save memory.
+        predictor_width, predictor_depth, predictor_n_heads, predictor_mlp_ratio: its size.
+        predictor_mode: `blocks` predicts each block on its own, as I-JEPA; in `joint` the blocks of
+            an image see one another.
+        levels: scales at which features are predicted; 1 is I-JEPA.
+        level_weights: weight of each level's error, finest first; their sum is divided out.
+        level_source: targets of all levels from the `last` block, or coarser ones from earlier
+            `depths` (block depth * (levels - level) / levels).
+        last_k_targets: blocks averaged for a target, as data2vec (arXiv:2202.03555, Sec. 3.3).
+        pyramid: how levels of the prediction inform one another: `none`, `add` or `concat`.
+        target_norm: `layer` (each patch, as I-JEPA), `batch` (each dimension over the batch, for
+            each level) or `none`.
+        loss: `mse` or `smooth_l1`.
+        vicreg_variance, vicreg_covariance, vicreg_invariance: weights of these terms on the
+            projected mean code of the context (VICReg, arXiv:2105.04906); 0 leaves one out. The
+            invariance is to the teacher's code of the same image.
+        nt_xent, nt_xent_temperature: weight and temperature of a contrastive term between the
+            context's code and the teacher's (SimCLR, arXiv:2002.05709).
+        second_view: the teacher's code of the invariance and contrastive terms is of the batch's
+            `view`, another augmentation of the same images.
+        sigreg, n_slices: weight of SIGReg (LeJEPA, arXiv:2511.08544), and its directions.
+        projector_width: of the codes that these terms act on.
+        momentum, momentum_end: of the slow copy, linear in the step.
+        warmup_share: part of all steps spent warming up the learning rate.
+        final_lr_share: part of the learning rate left at the last step, along a cosine.
+        weight_decay_end: where a cosine takes the optimizer's weight decay; None keeps it.
+        optimizer: builds the optimizer from parameter groups.
+        representation: what `embed` returns: the `mean` of the patches' codes; those means after
+            each of the `last4` blocks; or, for the `levels`, the mean and each coarser grid.
+        compile: compile the transformers.
+
+    Raises:
+        ValueError: if a setting is out of its range, or does not fit the images.
+    """
+
+    predicts_target = False
+
+    def __init__(
+        self,
+        *,
+        spec: ImageSpec,
+        seed: int,
+        masking: Masking,
+        patch: int,
+        width: int,
+        depth: int,
+        n_heads: int,
+        mlp_ratio: float,
+        position: str,
+        layer_scale: float | None,
+        drop_path: float,
+        attention: str,
+        gradient_checkpointing: bool,
+        predictor_width: int,
+        predictor_depth: int,
+        predictor_n_heads: int,
+        predictor_mlp_ratio: float,
+        predictor_mode: str,
+        levels: int,
+        level_weights: Sequence[float],
+        level_source: str,
+        last_k_targets: int,
+        pyramid: str,
+        target_norm: str,
+        loss: str,
+        vicreg_variance: float,
+        vicreg_covariance: float,
+        vicreg_invariance: float,
+        nt_xent: float,
+        nt_xent_temperature: float,
+        second_view: bool,
+        sigreg: float,
+        n_slices: int,
+        projector_width: int,
+        momentum: float,
+        momentum_end: float,
+        warmup_share: float,
+        final_lr_share: float,
+        weight_decay_end: float | None,
+        optimizer: Callable[..., Optimizer],
+        representation: str,
+        compile: bool,
+    ):
+        super().__init__()
+        _check_spec(spec)
+        for key, value in (
+            ("drop_path", drop_path),
+            ("momentum", momentum),
+            ("momentum_end", momentum_end),
+            ("warmup_share", warmup_share),
+            ("final_lr_share", final_lr_share),
+        ):
+            check_range(f"model.{key}", value, low=0, high=1)
+        check_range("model.predictor_depth", predictor_depth, low=1)
+        check_choice("model.attention", attention, ATTENTIONS)
+        check_choice("model.loss", loss, tuple(LOSSES))
+        check_choice("model.representation", representation, REPRESENTATIONS)
+        if layer_scale is not None:
+            check_range("model.layer_scale", layer_scale, low=0)
+        if representation == "last4" and depth < LAST:
+            raise ValueError(
+                f"model.representation=last4 needs {LAST} blocks, got model.depth={depth}: take "
+                f"model.representation=mean, or model.depth={LAST}"
+            )
+        self.levels = Levels(
+            levels,
+            weights=level_weights,
+            source=level_source,
+            depth=depth,
+            last_k=last_k_targets,
+            norm=target_norm,
+        )
+        self.spec, self.seed, self.masking, self.width = spec, seed, masking, width
+        self.momentum, self.momentum_end = momentum, momentum_end
+        self.distance = LOSSES[loss]
+        self.warmup_share, self.final_lr_share = warmup_share, final_lr_share
+        self.weight_decay_end = weight_decay_end
+        self.optimizer = optimizer
+        self.representation = representation
+        shared: dict[str, Any] = dict(
+            position=position, attention=attention, gradient_checkpointing=gradient_checkpointing
+        )
+        self.encoder = ViT(
+            spec.n_channels,
+            (spec.height, spec.width),
+            patch=patch,
+            width=width,
+            depth=depth,
+            n_heads=n_heads,
+            mlp_ratio=mlp_ratio,
+            layer_scale=layer_scale,
+            drop_path=drop_path,
+            **shared,
+        )
+        masking.check(self.encoder.grid)
+        self.levels.check(masking, self.encoder.grid)
+        self.predictor = BlockPredictor(
+            self.encoder.grid,
+            width,
+            width=predictor_width,
+            depth=predictor_depth,
+            n_heads=predictor_n_heads,
+            mlp_ratio=predictor_mlp_ratio,
+            mode=predictor_mode,
+            **shared,
+        )
+        self.pyramid = Pyramid(predictor_width, width, levels=levels, kind=pyramid)
+        init_weights(self.pyramid)
+        self.terms = CodeTerms(
+            width,
+            projector_width=projector_width,
+            weights={
+                "vicreg_variance": vicreg_variance,
+                "vicreg_covariance": vicreg_covariance,
+                "vicreg_invariance": vicreg_invariance,
+                "nt_xent": nt_xent,
+                "sigreg": sigreg,
+            },
+            temperature=nt_xent_temperature,
+            n_slices=n_slices,
+        )
+        if second_view and not self.terms.compares:
+            raise ValueError(
+                "model.second_view=true is read by the terms that compare two codes: set "
+                "model.nt_xent or model.vicreg_invariance above 0, or model.second_view=false"
+            )
+        self.second_view = second_view
+        self.teacher = Teacher(self.encoder)
+        self.val_loss = MeanMetric()
+        self.total_steps = 0  # known when fitting starts
+        if compile:
+            for net in (self.encoder, self.predictor, self.teacher.net):
+                net.get_submodule("trunk").compile(dynamic=True)
+
+    @property
+    def embed_dim(self) -> int:
+        """Length of the code of an image."""
+        return len(self.code_names())
+
+    def code_names(self) -> list[str]:
+        """Name each entry of a code: where it is from, `_`, the dimension."""
+        parts = ["mean"]
+        if self.representation == "last4":
+            depth = self.levels.depth
+            parts = [f"block{i + 1}" for i in range(depth - LAST, depth)]
+        elif self.representation == "levels":
+            sizes = [pooled_shape(self.encoder.grid, level) for level in range(1, self.levels.n)]
+            parts += [
+                f"level{level}patch{i}"
+                for level, (rows, columns) in enumerate(sizes, start=1)
+                for i in range(rows * columns)
+            ]
+        return [f"{part}_{i}" for part in parts for i in range(self.width)]
+
+    @torch.no_grad()
+    def embed(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b e"]:
+        """Code images with the teacher, from all patches; another image size is taken as well."""
+        if self.representation == "mean":
+            return self.teacher(x).mean(1)
+        net = cast(ViT, self.teacher.net)
+        hidden = net.hidden(x)
+        if self.representation == "last4":
+            depth = self.levels.depth
+            last = range(depth - LAST + 1, depth + 1)
+            return torch.cat([self.levels.after(hidden, i).mean(1) for i in last], dim=1)
+        grid = net.grid_of(*x.shape[2:])
+        features = [self.levels.after(hidden, depth) for depth in self.levels.depths]
+        coarse = [pool(f, grid, level) for level, f in enumerate(features) if level]
+        return torch.cat([features[0].mean(1), *(f.flatten(1) for f in coarse)], dim=1)
+
+    def masks(self, x: Float[Tensor, "b c y x"], *key: int | str) -> Blocks:
+        """Draw masks for the images `x`; the same key gives the same masks.
+
+        All ranks draw the same shapes, and each its own places.
+
+        Raises:
+            ValueError: if the images are of another size than the model was built for.
+        """
+        counts = Generator().manual_seed(stream("counts", *key))
+        places = Generator("cpu" if self.masking.on_cpu else x.device)
+        places.manual_seed(stream("places", self.global_rank, *key))
+        grid = self.encoder.grid_of(*x.shape[2:])
+        if grid != self.encoder.grid:
+            raise ValueError(
+                f"images of {x.shape[2]} x {x.shape[3]} pixels do not fit a model for "
+                f"{self.spec.height} x {self.spec.width}: train on one size, data.image_size"
+            )
+        return self.masking.draw(len(x), grid, counts=counts, places=places).to(x.device)
+
+    def loss(self, x: Float[Tensor, "b c y x"], blocks: Blocks | None = None) -> Float[Tensor, ""]:
+        """Return the whole training loss; by default under the masks of the first step."""
+        if blocks is None:
+            blocks = self.masks(x, self.seed, 0, 0)
+        return self.parts(x, blocks, key=(self.seed, 0, 0))["loss"]
+
+    def parts(
+        self,
+        x: Float[Tensor, "b c y x"],
+        blocks: Blocks,
+        *,
+        key: tuple[int, ...],
+        view: Float[Tensor, "b c y x"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the loss, its parts by name, and what else is worth a record.
+
+        Args:
+            x: images.
+            blocks: what is visible and what is predicted.
+            key: decides the directions of SIGReg.
+            view: what the teacher sees for the comparing terms; None for `x`.
+        """
+        context = self.encoder(x, blocks.context)
+        hidden = self._teach(x)
+        errors = self._errors(context, hidden, blocks)
+        parts = {f"loss_level_{level}": error for level, error in enumerate(errors)}
+        loss = self.levels.weigh(errors)
+        if self.terms.weights:
+            other = hidden[-1] if view is None else self.teacher(view)
+            loss_of_codes, values = self.terms(context.mean(1), other.mean(1), key)
+            loss, parts = loss + loss_of_codes, parts | values
+        return {"loss": loss, **parts}
+
+    def error(self, x: Float[Tensor, "b c y x"], blocks: Blocks) -> Float[Tensor, ""]:
+        """Return the weighted error of prediction alone."""
+        context = self.encoder(x, blocks.context)
+        return self.levels.weigh(self._errors(context, self._teach(x), blocks))
+
+    def _teach(self, x: Float[Tensor, "b c y x"]) -> list[Float[Tensor, "b n d"]]:
+        """Return the teacher's features: of all blocks where they are needed, at the end always."""
+        if not self.levels.reads_inside:
+            return [self.teacher(x)]
+        with torch.no_grad():
+            return cast(ViT, self.teacher.net).hidden(x)
+
+    def _errors(
+        self,
+        context: Float[Tensor, "b k d"],
+        hidden: list[Float[Tensor, "b n d"]],
+        blocks: Blocks,
+    ) -> list[Float[Tensor, ""]]:
+        """Return the error of each level."""
+        features = self.predictor(context, blocks.context, blocks.targets).flatten(0, 1)
+        predicted = self.pyramid(features, blocks.shape)
+        targets = self.levels.targets(hidden, blocks, synchronise=self.training)
+        # in float32 also under autocast: what is compared is small
+        return [self.distance(p.float(), t) for p, t in zip(predicted, targets, strict=True)]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Log every part and return the loss.
+
+        Raises:
+            ValueError: if a second view is asked for and the batch has none.
+        """
+        x, view = batch["x"], None
+        if self.second_view:
+            if "view" not in batch:
+                raise ValueError(
+                    "model.second_view=true, but the batches have no `view`: use data that gives "
+                    "two views of an image, or model.second_view=false"
+                )
+            view = batch["view"]
+        key = (self.seed, self.current_epoch, batch_idx)
+        parts = self.parts(x, self.masks(x, *key), key=key, view=view)
+        for name, value in parts.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss")
+        return parts["loss"]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log the mean error of held-out images, under masks that no epoch and no seed changes."""
+        x = batch["x"]
+        self.val_loss.update(self.error(x, self.masks(x, "val", batch_idx)), weight=len(x))
+        self.log("val/loss", self.val_loss)
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
+        """Step the student, then move the teacher: once per step, also under accumulation."""
+        step = self.global_step
+        if self.weight_decay_end is not None:
+            optimizer.param_groups[0]["weight_decay"] = cosine(
+                step,
+                total=self.total_steps,
+                start=self.weight_decay_start,
+                end=self.weight_decay_end,
+            )
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        momentum = linear(step, total=self.total_steps, start=self.momentum, end=self.momentum_end)
+        self.teacher.update(self.encoder, momentum)
+        self.terms.update(momentum)
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if (step + 1) % every == 0:  # else nobody would read it
+            group = optimizer.param_groups[0]
+            self.log("train/lr", group["lr"])
+            self.log("train/weight_decay", group.get("weight_decay", 0.0))
+            self.log("train/momentum", momentum)
+
+    def configure_optimizers(self):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Build the optimizer: weight decay on the matrices of linear layers only.
+
+        Raises:
+            ValueError: if the number of steps is not bounded; the schedules need an end.
+        """
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError(
+                "the schedules need an end, but trainer.max_epochs and trainer.max_steps are both "
+                "unlimited: set trainer.max_epochs or trainer.max_steps"
+            )
+        self.total_steps = int(total)
+        nets = [self.encoder, self.predictor, self.pyramid, *self.terms.trained()]
+        matrices, rest = decay_groups(nets)
+        optimizer = self.optimizer([{"params": matrices}, {"params": rest, "weight_decay": 0.0}])
+        self.weight_decay_start = optimizer.param_groups[0].get("weight_decay", 0.0)
+        factor = partial(
+            warmup_cosine,
+            warmup=round(self.warmup_share * self.total_steps),
+            total=self.total_steps,
+            final=self.final_lr_share,
+        )
+        schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
