@@ -8,7 +8,7 @@ Axes: b images, c channels, n patches, k visible patches, m target blocks, p pat
 r rectangles (b * m), o patches after averaging, d width, e code.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from jepa.models.hjepa_weights import transfer
 from jepa.nn.blocks import Blocks, Masking
 from jepa.nn.checks import check_choice, check_range
 from jepa.nn.decay import decay_groups
@@ -275,6 +276,10 @@ class HJEPA(L.LightningModule):
         features = [self.levels.after(hidden, depth) for depth in self.levels.depths]
         coarse = [pool(f, grid, level) for level, f in enumerate(features) if level]
         return torch.cat([features[0].mean(1), *(f.flatten(1) for f in coarse)], dim=1)
+
+    def transfer(self, state: Mapping[str, object]) -> None:
+        """Start from the encoders of another run, or from an official checkpoint of I-JEPA."""
+        transfer(self, state)
 
     def masks(self, x: Float[Tensor, "b c y x"], *key: int | str) -> Blocks:
         """Draw masks for the images `x`; the same key gives the same masks.
