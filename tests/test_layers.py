@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "jepa"
 MAY_IMPORT = {
     "data": {"data", "spec"},
     "nn": {"nn"},
-    "models": {"nn", "schedules", "spec"},
+    "models": {"models", "nn", "schedules", "spec"},
     "probes": {"probes", "metrics"},
     "callbacks": {"bands", "callbacks", "probes", "metrics"},
     "spec.py": set(),

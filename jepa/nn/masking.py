@@ -82,3 +82,18 @@ def split_tokens(
     starts = torch.arange(n_masks, device=device) * n_asked // n_masks
     slots = (starts[:, None] + torch.arange(n_target, device=device)) % n_asked
     return Masks(order[:, :n_context], order[:, n_context : n_context + n_asked], slots)
+
+
+def split_future(
+    batch: int, n_tokens: int, *, n_target: int, device: torch.device | None = None
+) -> Masks:
+    """Show the first tokens and hide the last `n_target`, in every row alike.
+
+    Raises:
+        ValueError: if that leaves nothing to see or nothing to predict.
+    """
+    if not 0 < n_target < n_tokens:
+        raise ValueError(f"some tokens must be seen and some hidden: {n_target=}, {n_tokens=}")
+    order = torch.arange(n_tokens, device=device).expand(batch, -1)
+    slots = torch.arange(n_target, device=device)[None]
+    return Masks(order[:, :-n_target], order[:, -n_target:], slots)
