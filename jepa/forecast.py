@@ -121,8 +121,8 @@ def say_of(where: "Origins", state: dict[str, Any], *, quantiles: bool, trained:
         )
     if quantiles and where.horizon > trained:
         screen.say(
-            f"quantiles are left out: beyond the {trained} steps trained they would be those of a "
-            "forecast that is taken for known, and too narrow"
+            f"quantiles are left out: beyond the {trained} steps trained they would take forecasts "
+            "for known values, and be too narrow"
         )
 
 
@@ -232,28 +232,31 @@ def write_scores(
     }
     report.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     screen.show_table(
-        "errors after each cutoff (scaled, then in units of the file)", table(content)
+        "errors after each cutoff, scaled; *: in units of the file; last, season: the scaled mse "
+        "of repeating them",
+        table(content),
     )
     screen.say(f"written: {path}")
 
 
 def table(content: dict[str, Any]) -> list[list[str]]:
-    """Return the errors as text: the last cutoffs, then all, beside the scaled MSE of the naive."""
+    """Return the errors as text: those of the last cutoffs, then of all."""
     from jepa.report import digits
 
-    keys, others = ("mse", "mae", "original/mse", "original/mae"), content["baselines"]
-    rows = [["cutoff", *keys, *(f"{name} mse" for name in others)]]
-
-    def text(value: float | None) -> str:
-        return "-" if value is None else digits(value)
-
-    for i in range(max(0, len(content["cutoffs"]) - _SHOWN), len(content["cutoffs"])):
-        one = content["cutoffs"][i]
-        beside = [content["baseline_cutoffs"][name][i]["mse"] for name in others]
-        rows.append([one["cutoff"], *(text(value) for value in [*(one[k] for k in keys), *beside])])
-    total = [content["metrics"][key]["value"] for key in keys]
-    beside = [one["mse"]["value"] for one in others.values()]
-    return [*rows, [f"all {len(content['cutoffs'])}", *map(text, [*total, *beside])]]
+    keys = {"mse": "mse", "mae": "mae", "mse*": "original/mse", "mae*": "original/mae"}
+    others = {"last": "repeat_last", "season": "seasonal_naive"}
+    others = {head: name for head, name in others.items() if name in content["baselines"]}
+    first = max(0, len(content["cutoffs"]) - _SHOWN)
+    rows = [
+        [one["cutoff"], *(one[key] for key in keys.values())]
+        + [content["baseline_cutoffs"][name][i]["mse"] for name in others.values()]
+        for i, one in enumerate(content["cutoffs"][first:], first)
+    ]
+    total = [content["metrics"][key]["value"] for key in keys.values()]
+    total += [content["baselines"][name]["mse"]["value"] for name in others.values()]
+    rows.append([f"all {len(content['cutoffs'])}", *total])
+    body = [[name, *("-" if v is None else digits(v) for v in values)] for name, *values in rows]
+    return [["cutoff", *keys, *others], *body]
 
 
 def draw(path: Path, where: "Origins", forecasts: "Forecasts", n_plots: int) -> None:

@@ -39,8 +39,8 @@ def check_model(spec: Spec, model: Any, run: str) -> SeriesSpec:
     if not getattr(model, "predicts_target", False):
         raise ValueError(
             f"run={run} holds a {type(model).__name__}, which has no forecast head: train one on "
-            f"its encoder with python -m jepa.train model=patchtst init_from={run} and the data= "
-            "of that run, and give the new run"
+            "its encoder with python -m jepa.train model=patchtst_finetune "
+            f"init_from={run} and the data= of that run, and give the new run"
         )
     return spec
 
