@@ -1,6 +1,9 @@
 """Forecasting a file: the checkpoint is enough, and the past is all a forecast knows."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -8,12 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from jepa import run
 from jepa.config import CONF
 from jepa.data.series import Series
 from jepa.data.series_frames import from_long, from_wide
+from jepa.data.toy_series import ToySeries
 from jepa.forecast import batches, check_settings, main, write_frames
+from jepa.forecasting import score_forecasts
 from jepa.new_series import as_panel, check_horizon, check_model, in_order, read_file
 from jepa.origins import find_blind, forecast_windows, long_frames, place_origins, roll_out
 from jepa.plots import Panel, draw_forecasts
@@ -21,6 +27,7 @@ from jepa.spec import SeriesSpec, TabularSpec
 
 LOOK_BACK, HORIZON = 8, 4
 CPU = torch.device("cpu")
+SIZE = {"patch": 4, "stride": 2, "width": 4, "depth": 1, "n_heads": 2}
 
 
 class Drift:
@@ -213,6 +220,25 @@ def test_scores_stand_beside_those_of_naive_forecasts(tmp_path):
     assert mse["repeat_last"] == pytest.approx(expected, rel=1e-5)
     assert mse["model"] == pytest.approx(0.0, abs=1e-6)
     assert mse["seasonal_naive"] > mse["repeat_last"]
+
+
+@pytest.mark.parametrize("missing_share", [0.0, 0.1])
+def test_every_cutoff_of_the_test_split_gives_the_error_of_the_test_split(missing_share):
+    data = ToySeries(
+        n_steps=200, n_channels=2, missing_share=missing_share,
+        look_back=LOOK_BACK, horizon=HORIZON, batch_size=8,
+    )  # fmt: skip
+    data.prepare()
+    preset = OmegaConf.merge(OmegaConf.load(CONF / "model" / "patchtst.yaml"), SIZE)
+    with run.FROM_A_FILE:
+        model = run.build_model(OmegaConf.create({"seed": 0, "model": preset}), data.spec).eval()
+    split = score_forecasts(
+        {"model": model.predict}, data.test_dataloader(), scale=data.spec.scale
+    )["model"].metrics(block=1)
+    n_windows = len(data.splits["test"])
+    _, errors = predict(model, data.load(), data.spec, windows=n_windows, step=1, size=5)
+    for key, value in errors["model"].metrics(block=1).items():
+        assert value == pytest.approx(split[key], rel=1e-6), key
 
 
 def test_channels_are_found_by_name_in_either_format(tmp_path):
@@ -448,3 +474,46 @@ def test_a_picture_shows_fan_and_truth(tmp_path):
         draw_forecasts(tmp_path / f"{i}.png", panels)
         sizes.add((tmp_path / f"{i}.png").stat().st_size)
     assert len(sizes) == 3 and min(sizes) > 5000
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_the_checkpoint_of_a_run_forecasts_a_new_file_without_the_training_file(tmp_path):
+    def call(module, *arguments):
+        return subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    lines(400, (0.01, -0.01)).to_csv(tmp_path / "train.csv", index=False)
+    trained = call(
+        "jepa.train", "data=series", "data.path=train.csv", "data.look_back=16", "data.horizon=8",
+        "data.batch_size=16", "model=patchtst", "model.quantiles=[0.1,0.5,0.9]",
+        *(f"model.{key}={value}" for key, value in SIZE.items()),
+        "trainer=cpu", "trainer.max_epochs=1", "logger=csv", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    (tmp_path / "train.csv").unlink()
+    lines(60, (0.02, 0.0), "2025-01-01").to_csv(tmp_path / "new file, (1).csv", index=False)
+    source = 'data.path="new file, (1).csv"'
+    done = call("jepa.forecast", "run=run", source, "data.horizon=5", "accelerator=cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = pd.read_csv(tmp_path / "forecast.csv")
+    assert len(found) == 10 and np.isfinite(found[["y_hat", "q0.1", "q0.9"]].to_numpy()).all()
+    scored = call("jepa.forecast", "run=run/checkpoints/last.ckpt", source, "windows=4", "out=b.parquet")  # fmt: skip  # noqa: E501
+    assert scored.returncode == 0 and "all 4" in scored.stdout, scored.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "run", "new file, (1).csv", "forecast.csv", "forecast.png",
+        "b.parquet", "b.png", "b.json",
+    }  # fmt: skip
+    for argument, message in (
+        ("data.horizon=9", "longer than the 8 steps"),
+        ("data.horizon=0", "data.horizon must be a whole number"),
+        ("widows=2", "did you mean windows"),
+        ("data.path=absent.csv", "does not exist"),
+    ):
+        failed = call("jepa.forecast", "run=run", source, "out=c.csv", argument)
+        assert failed.returncode and message in failed.stderr, failed.stderr
+        assert "Traceback" not in failed.stderr and failed.stderr.count("error:") == 1
+    assert not (tmp_path / "c.csv").exists()
