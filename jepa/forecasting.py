@@ -52,15 +52,26 @@ class Errors:
         sums = (squares.sum(1), absolutes.sum(1), *original, counts.sum(1))
         self.windows.append(torch.stack(sums))
 
-    def metrics(self, *, block: int, n_bootstrap: int = 0, seed: int = 0) -> dict[str, Measured]:
+    def metrics(
+        self,
+        *,
+        block: int,
+        n_bootstrap: int = 0,
+        seed: int = 0,
+        less: "Errors | None" = None,
+    ) -> dict[str, Measured]:
         """Return `error` (the scaled MSE), `mse`, `mae` and `original/mse`, `original/mae`.
 
         Args:
             block: neighbouring windows that err together, see `mean_over_blocks`.
             n_bootstrap: resamples behind the intervals; 0 for none.
             seed: of the resamples.
+            less: subtract the errors of this forecaster on the same windows, window by window.
         """
         *sums, counts = torch.cat(self.windows, dim=1)
+        if less is not None:
+            *others, _ = torch.cat(less.windows, dim=1)
+            sums = [one - other for one, other in zip(sums, others, strict=True)]
         names = [f"{unit}{kind}" for unit in UNITS for kind in ("mse", "mae")]
         values = {
             name: mean_over_blocks(one, counts, block=block, n_bootstrap=n_bootstrap, seed=seed)

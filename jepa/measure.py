@@ -18,7 +18,7 @@ from torch import Tensor
 from jepa import baselines
 from jepa.callbacks.probe import embed_all, score_all
 from jepa.data.batches import OrderedBatches
-from jepa.forecasting import Errors, Forecaster, score_forecasts
+from jepa.forecasting import Forecaster, score_forecasts
 from jepa.metrics import Measured, chance, mean_over_blocks, score
 from jepa.nn.norm import normalize
 from jepa.probes.label_free import label_free
@@ -96,28 +96,37 @@ def forecast_content(
     n_bootstrap: int,
     seed: int,
 ) -> Content:
-    """Score the model's forecasts, if it makes any, and the baselines, in one pass."""
+    """Score the model's forecasts, if it makes any, and the baselines, in one pass.
+
+    Beside a model, an entry of another forecaster has the `difference` model - other, with an
+    interval from the same resamples of the same windows: theirs may overlap where this is clear.
+    """
     spec = data.spec
     everyone = own | build_baselines(data)
     errors = score_forecasts(everyone, every_sample(data, split), scale=spec.scale, device=device)
-    block = spec.look_back + spec.horizon
+    settings = {"block": spec.look_back + spec.horizon, "n_bootstrap": n_bootstrap, "seed": seed}
 
-    def scores(one: Errors) -> Content:
-        found = one.metrics(block=block, n_bootstrap=n_bootstrap, seed=seed)
-        return {f"{split}/{key}": entry(value) for key, value in found.items()}
+    def scores(name: str) -> Content:
+        found = {
+            f"{split}/{key}": entry(value)
+            for key, value in errors[name].metrics(**settings).items()
+        }
+        if own and name != "model":
+            gaps = errors["model"].metrics(less=errors[name], **settings)
+            for key, gap in gaps.items():
+                found[f"{split}/{key}"]["difference"] = entry(gap)
+        return found
 
-    def parts(one: Errors) -> Content:
-        return {f"{split}/{key}": value for key, value in one.breakdown().items()}
+    def parts(name: str) -> Content:
+        return {f"{split}/{key}": value for key, value in errors[name].breakdown().items()}
 
     content: Content = {
-        "baselines": {name: scores(one) for name, one in errors.items() if name not in own},
-        "breakdown": {
-            name: parts(errors[name]) for name in ("model", "closed_form") if name in errors
-        },
+        "baselines": {name: scores(name) for name in errors if name not in own},
+        "breakdown": {name: parts(name) for name in ("model", "closed_form") if name in errors},
     }
     if own:
-        content["metrics"] = scores(errors["model"])
-        content["controls"] = {"untrained": scores(errors["untrained"])}
+        content["metrics"] = scores("model")
+        content["controls"] = {"untrained": scores("untrained")}
     return content
 
 

@@ -119,7 +119,10 @@ def beside(report: dict[str, Any], name: str, key: str) -> dict[str, Any] | None
         return report["controls"][name].get(key)
     own = report["baselines"].get(name, {})
     split, *rest = key.split("/")
-    return own.get(key) or own.get("/".join((split, *rest[1:])))
+    found = own.get(key) or own.get("/".join((split, *rest[1:])))
+    if found is None or key in own:
+        return found
+    return {k: v for k, v in found.items() if k != "difference"}  # that of other forecasts
 
 
 def add_stages(report: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
@@ -134,7 +137,8 @@ def add_stages(report: dict[str, Any], stages: dict[str, dict[str, Any]]) -> Non
 
 def verdict(report: dict[str, Any]) -> list[str]:
     """Say in words how each error stands beside its controls and baselines."""
-    names = {"untrained": "its untrained self", "raw": "the raw input", **BASELINES}
+    names = {"untrained": "its untrained self", "raw": "the raw input"}
+    names |= {"chance": "a guess that sees no input", **BASELINES}
     lines = []
     for key, measured in report["metrics"].items():
         if not key.endswith("/error") or measured["value"] is None:
@@ -153,10 +157,23 @@ def compare(ours: dict[str, Any], other: dict[str, Any], what: str) -> str:
         return f"{a:.4g} equals {what}"
     word = "beats" if a < b else "DOES NOT BEAT"
     change = f", {(a - b) / b:+.1%}" if b else ""
-    bounds = (ours["low"], ours["high"], other["low"], other["high"])
-    overlap = None not in bounds and ours["low"] <= other["high"] and other["low"] <= ours["high"]
-    note = "; the 95 % intervals overlap, so it may be chance" if overlap else ""
-    return f"{a:.4g} {word} {what} ({b:.4g}{change}){note}"
+    return f"{a:.4g} {word} {what} ({b:.4g}{change}){doubt(ours, other)}"
+
+
+def doubt(ours: dict[str, Any], other: dict[str, Any]) -> str:
+    """Say why a difference may be chance; nothing where it is clear, or not known.
+
+    A difference measured in pairs decides by its own interval, which is narrower.
+    """
+    if paired := other.get("difference"):
+        bounds = (paired["low"], 0.0, 0.0, paired["high"])
+        text = "the 95 % interval of the difference holds 0"
+    else:
+        bounds = (ours["low"], other["high"], other["low"], ours["high"])
+        text = "the 95 % intervals overlap"
+    if None in bounds or bounds[0] > bounds[1] or bounds[2] > bounds[3]:
+        return ""
+    return f"; {text}, so it may be chance"
 
 
 def rows(report: dict[str, Any]) -> list[list[str]]:

@@ -33,6 +33,7 @@ FROM_A_FILE = execution_whitelist(
     (*shipped("model"), *shipped("data"), "torch.optim.*"), reset=True
 )
 FROM_THE_USER = execution_whitelist(UNSAFE_DISABLE_EXECUTION_CHECKS, reset=True)
+MAY_DIFFER = {"dropout", "recompute", "compile"}  # between pretraining and what follows
 Probes = dict[str, Callable[..., dict[str, float]]]
 
 
@@ -192,23 +193,34 @@ def load_model(run: str | Path) -> tuple[DictConfig, L.LightningModule, dict[str
     return cfg, model.eval(), checkpoint
 
 
-def start_from(model: L.LightningModule, run: str | Path) -> Path:
-    """Put the encoder of another run into the model; return the checkpoint it came from.
+def start_from(cfg: DictConfig, model: L.LightningModule) -> Path:
+    """Put the encoder of `cfg.init_from` into the model; return the checkpoint it came from.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
         ValueError: if it does not fit, or the model takes none.
     """
-    path = find_checkpoint(run, key="init_from")
+    path = find_checkpoint(cfg.init_from, key="init_from")
+    checkpoint = read_checkpoint(path)
+    theirs = cast(DictConfig, OmegaConf.create(checkpoint["config"])).model
     try:
-        transfer(model, read_checkpoint(path)["state_dict"])
+        transfer(model, checkpoint["state_dict"], cfg.model, theirs)
     except ValueError as error:
-        raise ValueError(f"init_from={run}: {error}") from error
+        raise ValueError(f"init_from={cfg.init_from}: {error}") from error
     return path
 
 
-def transfer(model: L.LightningModule, state: dict[str, Any]) -> None:
+def transfer(
+    model: L.LightningModule, state: dict[str, Any], own: DictConfig, theirs: DictConfig
+) -> None:
     """Put the encoder's weights among these into the model.
+
+    Args:
+        model: takes them.
+        state: the weights of another model.
+        own: its settings.
+        theirs: settings of that other model. Those that build the encoder must agree, for not all
+            of them show in the shapes of its weights.
 
     Raises:
         ValueError: if they do not fit, or the model takes none.
@@ -217,6 +229,13 @@ def transfer(model: L.LightningModule, state: dict[str, Any]) -> None:
         raise ValueError(
             f"a {type(model).__name__} cannot start from the encoder of another run: give a model "
             "that can, as model=patchtst (resume= goes on with the same model)"
+        )
+    built_by = set(inspect.signature(type(model.encoder)).parameters) - MAY_DIFFER
+    other = [key for key in theirs if key in built_by and theirs[key] != own.get(key)]
+    if other:
+        raise ValueError(
+            "the encoders differ: "
+            + ", ".join(f"model.{key}={theirs[key]} there, {own.get(key)} here" for key in other)
         )
     model.transfer(state)  # pyright: ignore[reportCallIssue]
 

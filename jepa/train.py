@@ -101,11 +101,11 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     probes = run.build_probes(cfg, data.spec)
     run.check_probes(cfg, probes, data.spec)
     model = run.build_model(cfg, data.spec)
-    check_stages(stages, data, model)
+    check_stages(stages, cfg, data, model)
     resume = find_resume(cfg, data, model, run_dir)
     started = None
     if cfg.init_from is not None and resume is None:
-        started = run.start_from(model, cfg.init_from)
+        started = run.start_from(cfg, model)
     text = ""
     if is_first_rank():
         text = run.write_records(run_dir, cfg)
@@ -153,7 +153,9 @@ def stages_of(cfg: DictConfig, run_dir: Path) -> dict[str, DictConfig]:
     return stages
 
 
-def check_stages(stages: dict[str, DictConfig], data: Any, model: "L.LightningModule") -> None:
+def check_stages(
+    stages: dict[str, DictConfig], cfg: DictConfig, data: Any, model: "L.LightningModule"
+) -> None:
     """Hand the untrained encoder to each stage, to see before training that it fits.
 
     Raises:
@@ -166,7 +168,7 @@ def check_stages(stages: dict[str, DictConfig], data: Any, model: "L.LightningMo
             refuse_used("never", Path(stage.run_dir))
         successor = run.build_model(stage, data.spec)
         try:
-            run.transfer(successor, model.state_dict())
+            run.transfer(successor, model.state_dict(), stage.model, cfg.model)
         except ValueError as error:
             raise ValueError(f"stages.{name}: {error}") from error
 

@@ -290,12 +290,18 @@ def test_the_closed_form_gives_the_known_errors_of_etth1(horizon, mse, mae):
     assert found["mae"] == pytest.approx(mae, abs=5e-4)
 
 
+class Layer(torch.nn.Linear):
+    def __init__(self, look_back, width, slope=1.0):
+        super().__init__(look_back, width)
+        self.slope = slope
+
+
 class Coder(L.LightningModule):
     """Stands in for a self-supervised model: codes of each channel, then location and scale."""
 
-    def __init__(self, *, spec, width):
+    def __init__(self, *, spec, width, slope=1.0):
         super().__init__()
-        self.encoder = torch.nn.Linear(spec.look_back, width)
+        self.encoder = Layer(spec.look_back, width, slope)
 
     def embed(self, x):
         z, location, scale = normalize(x)
@@ -320,8 +326,8 @@ class Forecaster(Coder):
 
     predicts_target = True
 
-    def __init__(self, *, spec, width):
-        super().__init__(spec=spec, width=width)
+    def __init__(self, *, spec, width, slope=1.0):
+        super().__init__(spec=spec, width=width, slope=slope)
         self.head = torch.nn.Linear(width, spec.horizon)
 
     def predict(self, x, mask=None):
@@ -345,8 +351,9 @@ class Forecaster(Coder):
         self.log("val/error", self.loss(batch["x"], batch["y"]))
 
 
-def node(model, width=4):
-    return {"_target_": f"test_forecast_protocol.{model}", "_partial_": True, "width": width}
+def node(model, **settings):
+    target = {"_target_": f"test_forecast_protocol.{model}", "_partial_": True}
+    return target | {"width": 4, "slope": 1.0} | settings
 
 
 def run(folder, model, *overrides, **keys):
@@ -381,6 +388,10 @@ class TestRuns:
         assert list(report["controls"]) == ["untrained"]
         assert list(report["baselines"]) == list(BASELINES)
         assert all(one.keys() == report["metrics"].keys() for one in report["baselines"].values())
+        closed = report["baselines"]["closed_form"]["test/mse"]
+        gap = report["metrics"]["test/mse"]["value"] - closed["value"]
+        assert closed["difference"]["value"] == pytest.approx(gap)
+        assert closed["difference"]["low"] < gap < closed["difference"]["high"]
         parts = report["breakdown"]["model"]["test/original/mse"]
         assert len(parts["per_step"]) == 8 and len(parts["per_channel"]) == 3
         assert "stamp" not in report and "stamp" not in report["metrics"]["test/mse"]
@@ -468,7 +479,11 @@ class TestRuns:
         [
             ({"probe": {"trainer": {}}}, r"stages\.probe takes model"),
             ({"probe": {"model": node("Forecaster"), "epochs": 3}}, "epochs"),
-            ({"probe": {"model": node("Forecaster", width=5)}}, r"stages\.probe: encoder\.weight"),
+            (
+                {"probe": {"model": node("Forecaster", width=5)}},
+                r"stages\.probe: .*width=4 there, 5 here",
+            ),
+            ({"probe": {"model": node("Forecaster", slope=2.0)}}, "slope=1.0 there, 2.0 here"),
             ({"probe": {"model": node("Coder")}}, r"stages\.probe: a Coder cannot start"),
         ],
     )

@@ -39,6 +39,38 @@ def test_overlapping_intervals_are_not_called_a_win_without_a_caveat():
     assert "beats" in line and "chance" not in line
 
 
+@pytest.mark.parametrize(("low", "doubtful"), [(-0.1, True), (0.01, False)])
+def test_a_difference_measured_in_pairs_decides_by_its_own_interval(low, doubtful):
+    baseline = {"test/mse": one(0.3, 0.1, 0.9), "test/error": one(0.3, 0.1, 0.9)}
+    baseline["test/error"]["difference"] = one(0.1, low, 0.2)
+    content = report.new(
+        status="finished",
+        reason="",
+        metrics={"test/error": one(0.4, 0.2, 1.0), "test/forecast/error": one(0.5, 0.2, 1.0)},
+        baselines={"closed_form": baseline},
+    )
+    own, probed = report.verdict(content)
+    assert ("holds 0" in own) == doubtful and "overlap" not in own
+    assert "intervals overlap" in probed  # the pairs were those of the model's own forecasts
+
+
+def test_a_baseline_stands_beside_its_metric_whatever_was_probed():
+    baselines = {"closed_form": {"test/mse": one(0.3), "test/original/mse": one(3.0)}}
+    content = report.new(status="", reason="", baselines=baselines)
+    for key, value in (
+        ("test/mse", 0.3), ("test/forecast/mse", 0.3), ("test/original/mse", 3.0),
+        ("test/finetune/original/mse", 3.0),
+    ):  # fmt: skip
+        assert report.beside(content, "closed_form", key)["value"] == value
+    assert report.beside(content, "closed_form", "test/forecast/rankme") is None
+    assert report.beside(content, "repeat_last", "test/mse") is None
+
+
+def test_the_protocol_stands_in_the_heading():
+    assert report.markdown(report.new(status="", reason="", stamp="x")).startswith("# Report (x)\n")
+    assert report.markdown(report.new(status="", reason="")).startswith("# Report\n")
+
+
 @pytest.mark.parametrize(
     ("criterion", "passed"),
     [
