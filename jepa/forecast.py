@@ -92,8 +92,8 @@ def check_settings(cfg: DictConfig) -> Path:
     if path.resolve() == Path(cfg.data.path).expanduser().resolve():
         raise ValueError(f"out={cfg.out!r} would overwrite the series data.path={cfg.data.path!r}")
     for key, least in (("windows", 0), ("n_plots", 0), ("batch_size", 1), ("step", 1)):
-        value = cfg[key]
-        if value is not None and (not isinstance(value, int) or value < least):
+        value = least if key == "step" and cfg.step is None else cfg[key]
+        if not isinstance(value, int) or value < least:
             raise ValueError(f"{key} must be a whole number from {least}, got {value}")
     if cfg.step is not None and not cfg.windows:
         raise ValueError(f"step={cfg.step} has no effect without windows=<number of cutoffs>")

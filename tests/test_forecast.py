@@ -455,6 +455,7 @@ def test_settings_are_checked_first(tmp_path):
         ({"out": tmp_path / "absent" / "a.csv"}, "no folder"),
         ({"out": "b.csv"}, "would overwrite the series"),
         ({"windows": -1}, "windows must be a whole number from 0"),
+        ({"windows": "null"}, "windows must be a whole number from 0, got None"),
         ({"windows": 2, "step": 0}, "step must be a whole number from 1"),
         ({"step": 3}, "step=3 has no effect without windows"),
         ({"batch_size": 0}, "batch_size must be a whole number from 1"),
