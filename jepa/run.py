@@ -137,11 +137,11 @@ def find_checkpoint(run: str | Path, prefer: str = "best.ckpt", *, key: str = "r
     )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint of ours; nothing in the file is executed.
+def read_file(path: Path) -> dict[str, Any]:
+    """Load a file of weights, ours or not; nothing in it is executed.
 
     Raises:
-        ValueError: for any other file.
+        ValueError: if it holds anything but plain values and tensors.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -154,6 +154,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of jepa, or it is damaged; nothing in it was executed "
             f"({type(error).__name__})"
         ) from error
+    return content
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint of ours; nothing in the file is executed.
+
+    Raises:
+        ValueError: for any other file.
+    """
+    content = read_file(path)
     missing = {"state_dict", "config", "spec", "preprocessing"} - set(content)
     if missing:
         raise ValueError(f"{path} is not a checkpoint of jepa: it has no {', '.join(missing)}")
@@ -196,15 +206,19 @@ def load_model(run: str | Path) -> tuple[DictConfig, L.LightningModule, dict[str
 def start_from(cfg: DictConfig, model: L.LightningModule) -> Path:
     """Put the encoder of `cfg.init_from` into the model; return the checkpoint it came from.
 
+    That may be a file of the authors of a model, where ours can read it.
+
     Raises:
         FileNotFoundError: if there is no checkpoint.
         ValueError: if it does not fit, or the model takes none.
     """
     path = find_checkpoint(cfg.init_from, key="init_from")
-    checkpoint = read_checkpoint(path)
-    theirs = cast(DictConfig, OmegaConf.create(checkpoint["config"])).model
+    content = read_file(path)
+    state, theirs = content, OmegaConf.create({})
+    if {"state_dict", "config"} <= content.keys():
+        state, theirs = content["state_dict"], OmegaConf.create(content["config"]).model
     try:
-        transfer(model, checkpoint["state_dict"], cfg.model, theirs)
+        transfer(model, state, cfg.model, theirs)
     except ValueError as error:
         raise ValueError(f"init_from={cfg.init_from}: {error}") from error
     return path
@@ -231,7 +245,7 @@ def transfer(
             "that can, as model=patchtst (resume= goes on with the same model)"
         )
     built_by = set(inspect.signature(type(model.encoder)).parameters) - MAY_DIFFER
-    other = [key for key in theirs if key in built_by and theirs[key] != own.get(key)]
+    other = [str(k) for k in theirs if k in built_by and theirs[k] != own.get(k)]
     if other:
         raise ValueError(
             "the encoders differ: "

@@ -46,6 +46,7 @@ def count_flops(model: L.LightningModule, x: Tensor) -> float:
     to save memory counts once.
     """
     states = torch.get_rng_state()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # statistics of batch norms
     counter = FlopCounterMode(display=False)
     twice = [module for module in model.modules() if getattr(module, "recompute", False)]
     for module in twice:
@@ -55,6 +56,8 @@ def count_flops(model: L.LightningModule, x: Tensor) -> float:
     for module in twice:
         module.recompute = True
     model.zero_grad(set_to_none=True)
+    for buffer, before in buffers:
+        buffer.copy_(before)
     torch.set_rng_state(states)
     return counter.get_total_flops() / len(x)
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -519,3 +521,74 @@ class TestRuns:
         ):
             with pytest.raises(ValueError, match=message):
                 run(tmp_path / "b", "Forecaster", change, resume=str(tmp_path / "a"))
+
+
+TINY = (
+    "data.n_steps=400", "data.look_back=24", "data.horizon=8", "data.batch_size=16", "trainer=cpu",
+    "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "logger=csv", "model.width=8",
+    "model.depth=1", "model.n_heads=2", "model.patch=8", "model.stride=8",
+)  # fmt: skip
+
+
+class TestPatchTST:
+    def test_a_run_writes_what_is_of_record(self, tmp_path):
+        value = run_training(tmp_path, "data=toy_series", "model=patchtst", *TINY)
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert {"objective", "metrics", "controls", "baselines", "breakdown"} <= report.keys()
+        assert report["objective"] == {"name": "val/error", "value": value}
+        assert report["metrics"].keys() == {f"test/{name}" for name in NAMES}
+        assert set(report["baselines"]) == set(BASELINES)
+        files = {path.name for path in tmp_path.iterdir()}
+        assert {"config.yaml", "metrics.csv", "report.md", "checkpoints"} <= files
+        cfg = OmegaConf.load(tmp_path / "config.yaml")
+        assert cfg.probe_name == "forecast" and cfg.probes == []
+
+    def test_validation_logs_what_the_report_says(self, tmp_path):
+        """The model's own sums over validation windows are those of the report."""
+        run_training(tmp_path, "data=toy_series", "model=patchtst", *TINY, "test=false")
+        report = json.loads((tmp_path / "report.json").read_text())
+        logged = report["objective"]["value"]
+        assert report["metrics"]["val/error"]["value"] == pytest.approx(logged, rel=1e-5)
+
+    def test_a_classifier_is_scored_beside_the_class_shares(self, tmp_path):
+        tiny = [one for one in TINY if not one.startswith(("data.n_steps", "data.horizon"))]
+        run_training(tmp_path, "data=toy_ohlcv", "data.n_days=1200", "model=patchtst", *tiny)
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert {"test/error", "test/roc_auc", "test/log_loss"} <= set(report["metrics"])
+        assert list(report["controls"]) == ["untrained", "chance"] and not report["baselines"]
+        error = report["metrics"]["test/error"]
+        assert error["low"] <= error["value"] <= error["high"]
+        assert report["objective"]["name"] == "val/error"
+
+    @pytest.mark.slow
+    @pytest.mark.ci
+    def test_the_commands_train_pretrain_and_evaluate(self, tmp_path):
+        def command(module, *arguments):
+            done = subprocess.run(
+                [sys.executable, "-m", f"jepa.{module}", *arguments], cwd=tmp_path, check=False,
+                capture_output=True, text=True, timeout=600,
+            )  # fmt: skip
+            assert not done.returncode, done.stderr
+            return done.stdout
+
+        command(
+            "train", "+experiment=patchtst_ssl_etth1", "data=toy_series", "hydra.run.dir=out",
+            *TINY, "stages.probe.trainer.max_epochs=1", "stages.finetune.trainer.max_epochs=2",
+        )  # fmt: skip
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert {"test/forecast/mse", "test/probe/mse", "test/finetune/mse"} <= set(
+            report["metrics"]
+        )
+        assert all(one["passed"] is not None for one in report["criteria"])
+        states = [
+            torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+            for path in (tmp_path / "out", tmp_path / "out" / "probe")
+        ]
+        names = [name for name in states[0] if name.startswith("encoder.")]
+        best = torch.load(tmp_path / "out" / "checkpoints" / "best.ckpt", weights_only=True)
+        for name in names:  # statistics of the norms too
+            assert torch.equal(states[1][name], best["state_dict"][name]), name
+        shown = command("evaluate", "run=out/finetune", "probe=forecast", "split=val")
+        assert "val/forecast/mse" in shown and "closed_form" in shown
+        content = json.loads((tmp_path / "out" / "finetune" / "evaluation.json").read_text())
+        assert {"val/mse", "val/forecast/mse"} <= set(content["metrics"])

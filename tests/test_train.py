@@ -286,6 +286,26 @@ def test_a_model_of_another_kind_of_data_names_a_fitting_one():
         _check_columns(object(), n_reg=1, representation="flatten")
 
 
+def test_counting_flops_leaves_the_model_as_it_was():
+    import lightning as L
+
+    from jepa.screen import count_flops
+
+    class Model(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+
+        def loss(self, x):
+            return self.net(x).square().mean()
+
+    model = Model().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert count_flops(model, torch.randn(8, 4)) == 2 * 2 * 4 * 3  # x takes no gradient
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 class TestCommand:
     pytestmark = slow
 
