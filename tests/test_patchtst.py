@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from patchtst_settings import ENCODER, JEPA, MASKED, SUPERVISED, spec_of
 from torch import nn
 from torch.utils.data import DataLoader
@@ -123,17 +124,29 @@ def test_slices_leave_unused_outputs_and_untrained_nets_alone():
 # the encoder
 
 
-def test_attention_equals_the_fused_kernel_and_its_gradients():
-    q, k, v = (torch.randn(3, 2, n, 7, requires_grad=True) for n in (6, 6, 4))
-    ours = attend(q, k, v, scale=0.3)
-    swapped = (one.transpose(2, 3) for one in (q, k, v))
-    theirs = F.scaled_dot_product_attention(*swapped, scale=0.3).transpose(2, 3)
+@pytest.mark.parametrize("n_earlier", [0, 2])
+def test_attention_equals_the_fused_kernel_and_its_gradients(n_earlier):
+    qkv = torch.randn(3, 2, 4, 5, 7, requires_grad=True)
+    earlier = [torch.randn(5, 2, 2, 4, 7, requires_grad=True) for _ in range(n_earlier)]
+    ours = attend(qkv, earlier)
+    q, k, v = rearrange(qkv, "three h e r n -> three r h n e")
+    before = [rearrange(one, "r two h e n -> two r h n e") for one in earlier]
+    scores = sum(q @ k.mT for q, k in [(q, k), *before])  # residual attention adds up scores
+    theirs = F.scaled_dot_product_attention(0 * q, k, v, attn_mask=scores / 2)
+    theirs = rearrange(theirs, "r h n e -> h e r n")
     torch.testing.assert_close(ours, theirs)
     weight = torch.randn_like(ours)
-    mine = torch.autograd.grad((ours * weight).sum(), (q, k, v))
-    other = torch.autograd.grad((theirs * weight).sum(), (q, k, v))
+    mine = torch.autograd.grad((ours * weight).sum(), (qkv, *earlier))
+    other = torch.autograd.grad((theirs * weight).sum(), (qkv, *earlier))
     for a, b in zip(mine, other, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_attention_off_the_cpu_is_the_same(monkeypatch):
+    qkv, earlier = torch.randn(3, 2, 4, 5, 7), [torch.randn(5, 2, 2, 4, 7)]
+    ours = attend(qkv, earlier)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    torch.testing.assert_close(attend(qkv, earlier), ours)
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])

@@ -21,7 +21,7 @@ from jepa.nn.dropout import Dropout
 from jepa.nn.slices import by_slices
 from jepa.nn.transformer import softmax
 
-IN_CACHE = 1 << 18  # numbers in the largest tensor of a slice: 1 MiB, the cache of one core
+IN_CACHE = 1 << 18  # numbers in the largest tensor of a product: 1 MiB, the cache of one core
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 CHANNELS = ("independent", "mixed")
 
@@ -42,47 +42,75 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class _Attend(torch.autograd.Function):
-    """Attention on the CPU, in the layout whose products all write rows as long as the sequence.
+    """Attention on the CPU, head by head, with the patches along the last axis.
 
-    With the few dimensions of a head last, three of the six products take two to four times as
-    long.
+    So every product writes rows of patches, and no axis has to move; with the few dimensions of a
+    head last, half of the products take two to four times as long.
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        weights = softmax((q * scale).transpose(1, 2) @ k)
-        ctx.save_for_backward(q, k, v, weights)
-        ctx.scale = scale
-        return v @ weights.to(v.dtype).transpose(1, 2)
+    def forward(ctx, qkv: Tensor, *earlier: Tensor) -> Tensor:
+        ctx.n_earlier = len(earlier)
+        ctx.scale = qkv.shape[2] ** -0.5
+        mixed, weights = torch.empty_like(qkv[0]), []
+        for head in range(qkv.shape[1]):
+            pairs = _pairs(qkv, earlier, head)
+            scores = torch.bmm((pairs[0][0] * ctx.scale).transpose(1, 2), pairs[0][1])
+            for q, k in pairs[1:]:
+                scores.baddbmm_(q.transpose(1, 2), k, alpha=ctx.scale)
+            weights.append(softmax(scores).to(qkv.dtype))
+            mixed[head] = _rows_first(qkv[2, head]).bmm(weights[-1].mT).transpose(0, 1)
+        ctx.save_for_backward(qkv, *earlier, *weights)
+        return mixed
 
     @staticmethod
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, weights = ctx.saved_tensors
-        (mixed,) = grads
-        wide = (mixed.transpose(1, 2) @ v).to(weights.dtype)
-        scores = torch._softmax_backward_data(wide, weights, -1, weights.dtype)  # pyright: ignore
-        scores = scores.mul_(ctx.scale).to(q.dtype)
-        return (
-            k @ scores.transpose(1, 2),
-            q @ scores,
-            mixed @ weights.to(mixed.dtype),
-            None,
-        )
+        qkv, *others = ctx.saved_tensors
+        earlier, weights = others[: ctx.n_earlier], others[ctx.n_earlier :]
+        grad_qkv, grad_earlier = torch.empty_like(qkv), [torch.empty_like(one) for one in earlier]
+        for head, weight in enumerate(weights):
+            mixed, v = _rows_first(grads[0][head]), _rows_first(qkv[2, head])
+            grad_qkv[2, head] = mixed.bmm(weight).transpose(0, 1)
+            wide = torch.bmm(mixed.mT, v)
+            scores = torch._softmax_backward_data(wide, weight, -1, wide.dtype)  # pyright: ignore
+            scores.mul_(ctx.scale)
+            pairs = zip(
+                _pairs(qkv, earlier, head), _pairs(grad_qkv, grad_earlier, head), strict=True
+            )
+            for (q, k), (grad_q, grad_k) in pairs:
+                grad_q.copy_(k.bmm(scores.mT))
+                grad_k.copy_(q.bmm(scores))
+        return grad_qkv, *grad_earlier
+
+
+def _rows_first(one: Shaped[Tensor, "e r n"]) -> Shaped[Tensor, "r e n"]:
+    """View one head's part so that products run row by row."""
+    return one.transpose(0, 1)
+
+
+def _pairs(
+    qkv: Shaped[Tensor, "three h e r n"],
+    earlier: Sequence[Shaped[Tensor, "r two h e n"]],
+    head: int,
+) -> list[tuple[Tensor, Tensor]]:
+    """View queries and keys of a head, [r, e, n], of this block and of those before."""
+    own = (_rows_first(qkv[0, head]), _rows_first(qkv[1, head]))
+    return [own, *((one[:, 0, head], one[:, 1, head]) for one in earlier)]
 
 
 def attend(
-    q: Float[Tensor, "r h f n"],
-    k: Float[Tensor, "r h f n"],
-    v: Float[Tensor, "r h e n"],
-    *,
-    scale: float,
-) -> Float[Tensor, "r h e n"]:
-    """Average the values by how well their keys match each query."""
-    if q.device.type == "cpu" and not torch.compiler.is_compiling():
-        flat = (one.flatten(0, 1) for one in (q, k, v))
-        return _Attend.apply(*flat, scale).view_as(v)  # pyright: ignore
-    q, k, v = (one.transpose(2, 3) for one in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(2, 3)
+    qkv: Float[Tensor, "three h e r n"], earlier: Sequence[Float[Tensor, "r two h e n"]] = ()
+) -> Float[Tensor, "h e r n"]:
+    """Average the values by how well their keys match each query, here and in earlier blocks."""
+    if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _Attend.apply(qkv, *earlier)  # pyright: ignore[reportReturnType]
+    own, v = rearrange(qkv[:2], "two h e r n -> r two h n e"), qkv[2]
+    before = (rearrange(one, "r two h e n -> r two h n e") for one in earlier)
+    q, k = torch.cat([own, *before], dim=-1).unbind(1)
+    mixed = F.scaled_dot_product_attention(
+        q, k, rearrange(v, "h e r n -> r h n e"), scale=qkv.shape[2] ** -0.5
+    )
+    return rearrange(mixed, "r h n e -> h e r n")
 
 
 class PatchBlock(nn.Module):
@@ -135,7 +163,7 @@ class PatchBlock(nn.Module):
         """Attend over the patches, transform each; return what later blocks attend with, too."""
         n = x.shape[1]
         rows = (x, self.attn_norm(x), *earlier) if self.pre_norm else (x, *earlier)
-        x, query_key = self._run(self._attend, rows, n_numbers=self.n_heads * n * n)
+        x, query_key = self._run(self._attend, rows, n_numbers=n * n)
         x = x if self.pre_norm else self.attn_norm(x)
         rows = (x, self.mlp_norm(x)) if self.pre_norm else (x,)
         (x,) = self._run(self._transform, rows, n_numbers=n * self.hidden)
@@ -153,13 +181,12 @@ class PatchBlock(nn.Module):
     def _attend(self, x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         """Return the stream with the attention branch added, and the queries and keys."""
         seen, earlier = (others[0], others[1:]) if self.pre_norm else (x, others)
-        qkv = rearrange(
-            self.to_qkv(seen), "r n (three h e) -> r three h e n", three=3, h=self.n_heads
-        )
-        query_key, v = qkv[:, :2].contiguous(), qkv[:, 2]
-        q, k = torch.cat([*earlier, query_key], dim=3).unbind(1)
-        mixed = attend(q, k, v, scale=v.shape[2] ** -0.5)
-        branch = self.to_out(rearrange(mixed, "r h e n -> r n (h e)"))
+        tokens = rearrange(seen, "r n d -> d (r n)")
+        qkv = torch.addmm(self.to_qkv.bias[:, None], self.to_qkv.weight, tokens)
+        qkv = qkv.view(3, self.n_heads, -1, *x.shape[:2])
+        mixed = rearrange(attend(qkv, earlier), "h e r n -> (r n) (h e)")
+        branch = self.to_out(mixed).view_as(x)
+        query_key = rearrange(qkv[:2], "two h e r n -> r two h e n")
         return x + self.attn_dropout(branch), query_key
 
     def _transform(self, x: Tensor, seen: Tensor | None = None) -> tuple[Tensor]:
