@@ -525,3 +525,25 @@ def test_a_table_is_refused():
 def test_a_model_without_quantiles_says_how_to_get_them():
     with pytest.raises(ValueError, match="train it with"):
         forecaster().predict_quantiles(torch.randn(1, 3, 24))
+
+
+# other devices and precisions
+
+
+def test_a_planner_can_run_the_model_without_memory():
+    with torch.device("meta"):
+        model = forecaster(dropout=0.1)
+    model.loss(torch.empty(4, 3, 24, device="meta")).backward()
+    assert model.encoder.position.grad.shape == (4, 8)
+
+
+def test_recomputing_keeps_the_precision_of_the_first_time():
+    models = [forecaster(recompute=word) for word in (False, True)]
+    models[1].load_state_dict(models[0].state_dict())
+    x, y = torch.randn(5, 3, 24), torch.randn(5, 3, 4)
+    for model in models:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model.loss(x, y)
+        loss.backward()
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-3, rtol=0.05)

@@ -7,6 +7,7 @@ costs.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +63,7 @@ class _Slices(torch.autograd.Function):
         ctx.save_for_backward(*rows)
         ctx.device = rows[0].device
         ctx.random = _random_state(ctx.device)
-        kind = ctx.device.type
-        ctx.autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        ctx.precision = _precision(ctx.device)
         return _compute(function, rows, size)
 
     @staticmethod
@@ -72,7 +72,7 @@ class _Slices(torch.autograd.Function):
         asked = ctx.needs_input_grad[4 : 4 + len(rows)]
         totals = [torch.empty_like(row) for row, ask in zip(rows, asked, strict=True) if ask]
         sums: list[Tensor] = []
-        with _as_it_was(ctx.device, ctx.random, ctx.autocast):
+        with _as_it_was(ctx.device, ctx.random, ctx.precision):
             for start in range(0, len(rows[0]), ctx.size):
                 part = slice(start, start + ctx.size)
                 inputs = [
@@ -127,16 +127,22 @@ def _set_random_state(device: torch.device, states: list[Tensor]) -> None:
         getattr(torch, device.type).set_rng_state(states[1], device)
 
 
+def _precision(device: torch.device) -> dict[str, Any]:
+    """Return the arguments of the autocast that is in force; a meta device has none of its own."""
+    kind = device.type if torch.amp.is_autocast_available(device.type) else "cpu"
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return {"device_type": kind, "dtype": dtype, "enabled": enabled}
+
+
 @contextmanager
 def _as_it_was(
-    device: torch.device, states: list[Tensor], autocast: tuple[bool, torch.dtype]
+    device: torch.device, states: list[Tensor], precision: dict[str, Any]
 ) -> Iterator[None]:
     """Compute with gradients, under the random numbers and the precision of the first time."""
     now = _random_state(device)
     _set_random_state(device, states)
-    enabled, dtype = autocast
     try:
-        with torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=enabled):
+        with torch.enable_grad(), torch.autocast(**precision):
             yield
     finally:
         _set_random_state(device, now)
