@@ -138,8 +138,8 @@ def test_hjepa_knobs_are_all_listed():
 def settings_of(model):
     """The settings of a yaml, with those of the yaml it begins from."""
     keys = yaml.safe_load((CONF / "model" / f"{model}.yaml").read_text())
-    (base,) = [one for one in keys.pop("defaults", ["_self_"]) if one != "_self_"] or [None]
-    return keys if base is None else settings_of(base) | keys
+    bases = [one for one in keys.pop("defaults") if isinstance(one, str) and one != "_self_"]
+    return settings_of(bases[0]) | keys if bases else keys
 
 
 @pytest.mark.parametrize("model", ["hjepa", "hjepa_small", "ijepa", "ijepa_vith14"])

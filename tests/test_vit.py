@@ -176,9 +176,17 @@ def test_gradient_checkpointing_computes_blocks_twice_and_changes_no_gradient():
         torch.testing.assert_close(plain, again)
 
 
+def test_patches_of_any_size_start_as_loud_as_the_positions():
+    for n_channels, patch in ((1, 2), (3, 4), (3, 16)):
+        net = vit(n_channels=n_channels, patch=patch, image_size=(32, 32), width=128)
+        x = torch.randn(4, n_channels, 32, 32)
+        loudness = (net.tokens(x)[0] - net.positions.table).std() / net.positions.table.std()
+        assert 0.2 < loudness < 3
+
+
 def test_weights_start_as_published_and_biases_at_zero():
     net = vit(width=64, n_heads=4, depth=2)
-    for module in net.modules():
+    for module in net.trunk.modules():
         if isinstance(module, nn.Linear):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.2)
             assert not module.bias.any()

@@ -75,7 +75,7 @@ class HJEPA(L.LightningModule):
         level_weights: weight of each level's error, finest first; their sum is divided out.
         level_source: targets of all levels from the `last` block, or coarser ones from earlier
             `depths` (block depth * (levels - level) / levels).
-        last_k_targets: blocks averaged for a target, as data2vec (arXiv:2202.03555, Sec. 3.3).
+        last_k_targets: blocks averaged for a target, as data2vec (arXiv:2202.03555).
         pyramid: how levels of the prediction inform one another: `none`, `add` or `concat`.
         target_norm: `layer` (each patch, as I-JEPA), `batch` (each dimension over the batch, for
             each level) or `none`.

@@ -109,7 +109,7 @@ class Levels:
         """Return the features after block `depth`, averaged over the `last_k` blocks up to it.
 
         The last entry of `hidden` is the teacher's output. Features from inside it are normalised,
-        so that no block outweighs another (data2vec, arXiv:2202.03555, Sec. 3.3).
+        so that no block outweighs another (as data2vec, arXiv:2202.03555).
         """
         if last_k == 1 and depth == self.depth:
             return hidden[-1]

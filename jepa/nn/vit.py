@@ -240,6 +240,9 @@ class ViT(nn.Module):
         self.positions = Positions(position, self.grid, width, n_heads)
         self.trunk = Trunk(width, depth, n_heads, **trunk)
         init_weights(self)
+        # DIFF(I-JEPA): as the code of MAE (arXiv:2111.06377), by the number of pixels; at 0.02 the
+        # few pixels of a small patch vanish beside the positions
+        nn.init.xavier_uniform_(self.to_token.weight)
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of patches of an image.
