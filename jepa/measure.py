@@ -253,11 +253,13 @@ def block_rows(spec: Any, n_rows: int, n_samples: int) -> int:
 
 def collect(batches: Iterable[dict[str, Tensor]]) -> Tensor:
     """Return the inputs of all batches as one tensor on the CPU; missing steps are filled."""
-
-    def known(x: Tensor, mask: Tensor | None) -> Tensor:
-        return baselines.fill(x, None if mask is None else mask[..., : x.shape[-1]])
-
-    return torch.cat([known(batch["x"], batch.get("mask")).cpu() for batch in batches])
+    inputs = []
+    for batch in batches:
+        x = batch["x"]
+        if "mask" in batch:
+            x = baselines.fill(x, batch["mask"][..., : x.shape[-1]])
+        inputs.append(x.cpu())
+    return torch.cat(inputs)
 
 
 def raw_inputs(
