@@ -99,7 +99,7 @@ class SeriesModel(L.LightningModule):
         channels: `independent` or `mixed`.
         instance_norm: take location and scale of each window and channel out, and put them back.
         pool: how codes of patches become one: `flatten` (joined), `mean` or `last`.
-        recompute: keep less for the gradient and compute it again; on a CPU this is also faster.
+        recompute: keep less than half for the gradient and compute the rest again, which is slower.
         compile: compile the encoder.
         schedule: `cosine`, `onecycle`, `type3` or `constant`, after the warm-up.
         warmup_share: part of all steps spent warming up the learning rate.

@@ -173,8 +173,11 @@ class PatchBlock(nn.Module):
     def _run(
         self, branch: Callable[..., tuple[Tensor, ...]], rows: tuple[Tensor, ...], *, n_numbers: int
     ) -> tuple[Tensor, ...]:
-        """Add a branch to the stream; `n_numbers` is how many a row needs at once."""
-        if not self.recompute:
+        """Add a branch to the stream, in slices where nothing else is kept.
+
+        `n_numbers` is how many a row needs at once.
+        """
+        if torch.is_grad_enabled() and not self.recompute:
             return branch(*rows)
         return by_slices(branch, rows, net=self, size=max(1, IN_CACHE // n_numbers))
 
