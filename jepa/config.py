@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -256,7 +256,9 @@ def has_key(cfg: DictConfig, key: str) -> bool:
 
 
 def unknown(key: str, cfg: DictConfig, valid: set[str] | None = None) -> str:
-    """Word the refusal of `key`: the nearest of the valid keys, by full name and by last part."""
+    """Word the refusal of `key`: its new name, or the nearest valid keys by name and last part."""
+    if (now := new_name(key)) is not None:
+        return f"unknown key {key}: here it is {now}"
     own = {name for name in dotted(cfg) if not name.startswith("search.")}
     every = sorted({*own, *(valid or ())} - {key})
     leaf = key.split(".")[-1]
@@ -267,6 +269,22 @@ def unknown(key: str, cfg: DictConfig, valid: set[str] | None = None) -> str:
     siblings = sorted(valid or every)
     hint = f"did you mean {' or '.join(near)}?" if near else f"valid: {', '.join(siblings[:40])}"
     return f"unknown key {key}: {hint}"
+
+
+def new_name(key: str) -> str | None:
+    """Return what replaces a key of the design documents; None for a key they do not have."""
+    renamed = cast(DictConfig, OmegaConf.load(Path(__file__).with_name("renamed.yaml")))
+    parts = key.split(".")
+    for start in range(len(parts)):
+        end = ".".join(parts[start:])
+        if end in renamed:
+            return renamed[end]
+        inner = [
+            f"{name} is {renamed[name]}" for name in renamed if str(name).startswith(f"{end}.")
+        ]
+        if inner:
+            return "; ".join(inner)
+    return None
 
 
 def missing(node: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -149,3 +149,17 @@ def test_signatures_equal_the_imported_ones():
 
 def test_config_folder_is_the_checkouts():
     assert Path(__file__).parents[1] / "conf" == CONF
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.num_hierarchies=3", "model.levels"),
+        ("+model.vicreg.std_coeff=1.0", "model.vicreg_variance"),
+        ("model.ema.momentum_end=1.0", "model.momentum_end"),
+        ("model.use_layerscale=true", "model.layer_scale"),
+    ],
+)
+def test_a_key_of_the_design_documents_is_refused_with_its_new_name(old, new):
+    with pytest.raises(UserError, match=f"here it is.*{new}"):
+        check_command_line(["data=digits", "model=hjepa", old], "config")
