@@ -9,7 +9,7 @@ import pytest
 from jepa.config import CONF, check_command_line
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = {"train": "config", "evaluate": "evaluate", "embed": "embed"}
+CONFIGS = {"train": "config", "evaluate": "evaluate", "embed": "embed", "forecast": "forecast"}
 
 
 def commands():
