@@ -1,4 +1,4 @@
-"""Settle what a config leaves open: the probe, the objective, the accumulation.
+"""Settle what a config leaves open: the probe, the objective, the width, the batch.
 
 No run writes to its config: a settled one is a copy.
 """
@@ -11,6 +11,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from jepa.config import CONF
+from jepa.resolve import pick_device, resolve_batch, resolve_size
 from jepa.spec import Spec
 
 
@@ -39,10 +40,25 @@ def settle(cfg: DictConfig, data: Any, *, predicts_target: bool = False) -> Dict
         settled.objective = objective_of(settled.probe_name, data, predicts_target=predicts_target)
     settled.probes = names_of_probes(settled, first=by_name or not predicts_target)
     if settled.get("trainer") is not None:
-        trainer = settled.trainer
-        if trainer.accumulate_grad_batches == "auto":
-            trainer.accumulate_grad_batches = accumulation(data, n_devices(trainer))
+        settle_sizes(settled, data.spec)
     return cast(DictConfig, OmegaConf.create(OmegaConf.to_container(settled, resolve=True)))
+
+
+def settle_sizes(settled: DictConfig, spec: Spec) -> None:
+    """Put in the width that `size` asks for, and the batch that fits the device.
+
+    Raises:
+        ValueError: if they cannot be had; a `PlanError` where the device is too small.
+    """
+    width = resolve_size(settled, spec)
+    if width is not None:
+        settled.model.width = width
+    trainer = settled.trainer
+    device = pick_device(trainer.accelerator)
+    plan = resolve_batch(settled, spec, device, n_devices=n_devices(trainer))
+    if plan is not None:
+        trainer.accumulate_grad_batches = plan.accumulate
+        settled.data.batch_size = plan.micro_batch
 
 
 def names_of_probes(cfg: DictConfig, *, first: bool) -> list[str]:
@@ -80,22 +96,3 @@ def n_devices(trainer: DictConfig) -> int:
     if devices in (-1, "-1", "auto"):
         devices = max(torch.cuda.device_count(), 1)
     return int(devices) * trainer.num_nodes
-
-
-def accumulation(data: Any, devices: int) -> int:
-    """Return how many batches make `data.effective_batch_size` rows.
-
-    Raises:
-        ValueError: where they do not divide.
-    """
-    rows, wanted = data.batch_size * devices, data.effective_batch_size
-    if wanted is None:
-        raise ValueError(
-            "trainer.accumulate_grad_batches=auto needs data.effective_batch_size=<rows per step>"
-        )
-    if wanted % rows:
-        raise ValueError(
-            f"data.effective_batch_size={wanted} must be a multiple of data.batch_size x devices = "
-            f"{data.batch_size} x {devices}"
-        )
-    return wanted // rows

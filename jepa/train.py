@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from jepa.allocator import keep_memory
 from jepa.config import CONF, refuse_used, run_command
 from jepa.sweeps import optuna
 
@@ -66,6 +67,8 @@ def refuse_ddp_sweep(cfg: DictConfig) -> None:
 def set_variables(cfg: DictConfig) -> None:
     """Set what must be set before torch is imported, and say so."""
     accelerator = cfg.trainer.accelerator
+    if cfg.keep_memory:
+        keep_memory()
     if accelerator == "mps" or (accelerator == "auto" and sys.platform == "darwin"):
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
         value = os.environ["PYTORCH_ENABLE_MPS_FALLBACK"]
@@ -97,6 +100,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     data.prepare()
     stages = stages_of(cfg, run_dir)
     cfg = settle(cfg, data, predicts_target=predicts_target(cfg))
+    data.batch_size = cfg.data.batch_size  # less than was asked for, where that does not fit
     report.grade(criteria_of(cfg), report.new(status="", reason=""))  # a bad one costs no training
     probes = run.build_probes(cfg, data.spec)
     run.check_probes(cfg, probes, data.spec)

@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
+
+from jepa import train
 
 FAULTS = """
 import resource, sys
@@ -31,8 +34,17 @@ def count(mode):
     return done.stdout.strip()
 
 
+@pytest.mark.ci
 def test_kept_memory_needs_no_fresh_pages():
     kept = count("keep")
     if kept == "absent":
         pytest.skip("only glibc has mallopt")
     assert int(kept) < int(count("return")) / 10
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_setting_decides(keep, monkeypatch):
+    calls = []
+    monkeypatch.setattr(train, "keep_memory", lambda: calls.append(1))
+    train.set_variables(OmegaConf.create({"keep_memory": keep, "trainer": {"accelerator": "cpu"}}))
+    assert len(calls) == keep

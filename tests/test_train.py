@@ -245,8 +245,18 @@ def test_an_effective_batch_becomes_accumulation(tmp_path):
     assert OmegaConf.load(tmp_path / "a" / "config.yaml").trainer.accumulate_grad_batches == 2
     last = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2 * 2  # 78 training rows: 4 batches, so 2 groups an epoch
-    with pytest.raises(ValueError, match="effective_batch_size=20"):
-        run_training(tmp_path / "b", *arguments, "data.effective_batch_size=20")
+
+
+def test_a_batch_that_does_not_divide_the_effective_one_is_lowered(tmp_path):
+    table = write_table(tmp_path / "table.csv")
+    arguments = [*overrides_for(table), "trainer.accumulate_grad_batches=auto"]
+    run_training(tmp_path / "a", *arguments, "data.effective_batch_size=20")
+    cfg = OmegaConf.load(tmp_path / "a" / "config.yaml")
+    assert (cfg.data.batch_size, cfg.trainer.accumulate_grad_batches) == (10, 2)  # 16 was asked for
+    last = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2 * 3  # 78 training rows: 3 steps of 20 an epoch
+    with pytest.raises(ValueError, match="needs data.effective_batch_size"):
+        run_training(tmp_path / "b", *arguments)
 
 
 @pytest.mark.parametrize("choice", ["ridge", "knn", "logistic", "sgd_linear", "mlp", "few_shot"])
