@@ -255,7 +255,7 @@ def test_a_batch_that_does_not_divide_the_effective_one_is_lowered(tmp_path):
     assert (cfg.data.batch_size, cfg.trainer.accumulate_grad_batches) == (10, 2)  # 16 was asked for
     last = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2 * 3  # 78 training rows: 3 steps of 20 an epoch
-    with pytest.raises(ValueError, match="needs data.effective_batch_size"):
+    with pytest.raises(ValueError, match=r"needs data\.effective_batch_size"):
         run_training(tmp_path / "b", *arguments)
 
 
