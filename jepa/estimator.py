@@ -237,7 +237,7 @@ def _load_preset(name: str) -> DictConfig:
     """
     path = CONF / "model" / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        known = sorted(file.stem for file in path.parent.glob("tjepa*.yaml"))
         raise ValueError(f"preset must be one of {', '.join(known)}, got {name!r}")
     model = cast(DictConfig, OmegaConf.load(path))
     below = [base for base in model.pop("defaults", []) if base != "_self_"]

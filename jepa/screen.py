@@ -50,11 +50,11 @@ def count_flops(model: L.LightningModule, x: Tensor) -> float:
     counter = FlopCounterMode(display=False)
     twice = [module for module in model.modules() if getattr(module, "recompute", False)]
     for module in twice:
-        module.recompute = False
+        module.recompute = False  # pyright: ignore[reportArgumentType]
     with counter:
         model.loss(x).backward()  # pyright: ignore[reportCallIssue]
     for module in twice:
-        module.recompute = True
+        module.recompute = True  # pyright: ignore[reportArgumentType]
     model.zero_grad(set_to_none=True)
     for buffer, before in buffers:
         buffer.copy_(before)

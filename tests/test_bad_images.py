@@ -490,7 +490,7 @@ def test_an_archive_cut_short_is_damaged(tmp_path, way):
     [
         b"",
         b"hello" * 200,
-        gzip.compress(b"x"),
+        gzip.compress(b"x", mtime=0),
         bz2.compress(b"x"),
         lzma.compress(b"x"),
         b"PK\3\4 no zip",
@@ -570,9 +570,9 @@ def test_a_pickle_with_a_wrong_checksum_is_never_opened(tmp_path, folder):
     [
         b"",
         b"x" * 10,
-        gzip.compress(b"\0\0\x08\1\0\0\0\7abc"),
-        gzip.compress(b""),
-        gzip.compress(b"\0\0\x0d\1\0\0\0\0"),
+        gzip.compress(b"\0\0\x08\1\0\0\0\7abc", mtime=0),
+        gzip.compress(b"", mtime=0),
+        gzip.compress(b"\0\0\x0d\1\0\0\0\0", mtime=0),
     ],
 )
 def test_an_idx_file_that_does_not_fit_its_header_is_refused(tmp_path, content):

@@ -104,7 +104,7 @@ class Collapse(L.Callback):
         relative = self.relative(self.measure(trainer, pl_module))
         shown = {f"health/{name}": value for name, value in relative.items()}
         for logger in trainer.loggers:  # not pl_module.log: it would wait for the logging interval
-            logger.log_metrics(shown, step=step)
+            logger.log_metrics(shown, step=step - 1)  # as Lightning counts
         self.judge(trainer, pl_module, relative)
 
     def measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, float]:

@@ -25,8 +25,8 @@ class Embedder(Protocol):
 
     device: Any
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Return one code per row."""
+    def embed(self, x: Tensor, /) -> Tensor:
+        """Return one code per row; where values can be absent it takes their `mask` as well."""
         ...
 
 
@@ -45,14 +45,22 @@ def embed_all(module: Embedder, batches: Iterable[dict[str, Tensor]]) -> tuple[T
     """Return (codes, labels) of every batch, on the CPU; labels are empty where there are none.
 
     A model that codes each channel of a window apart gives a row per channel; the futures
-    `y` [b, c, h] are then rows of channels too.
+    `y` [b, c, h] are then rows of channels too, NaN where they were not observed. Where a window
+    has one label, its channels' codes stand side by side.
     """
     codes, labels = [], []
     for batch in batches:
-        code = module.embed(batch["x"].to(module.device)).float().cpu()
+        mask = {"mask": batch["mask"].to(module.device)} if "mask" in batch else {}
+        code = module.embed(batch["x"].to(module.device), **mask).float().cpu()
         label = batch["y"].cpu() if "y" in batch else torch.empty(0)
+        if label.ndim > 1:
+            if mask:
+                label = label.masked_fill(~batch["mask"][..., -label.shape[-1] :].cpu(), torch.nan)
+            label = label.reshape(len(code), -1)
+        elif len(label):
+            code = code.reshape(len(label), -1)
         codes.append(code)
-        labels.append(label.reshape(len(code), -1) if label.ndim > 1 else label)
+        labels.append(label)
     return torch.cat(codes), torch.cat(labels)
 
 
