@@ -1,10 +1,10 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-ci test-all check bench clean
+.PHONY: help setup run test test-ci test-all check bench patchtst-studies clean
 bin := .venv/bin
 parallel := --numprocesses auto --maxprocesses 4
 
 help:  ## Show this help
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "%-17s %s\n", $$1, $$2}'
 
 .venv/done: pyproject.toml constraints.txt
 	python3 -m venv .venv
@@ -30,6 +30,9 @@ test-all: setup  ## Every test
 
 bench: setup  ## Speed and memory, as ratios to the floor; only=<entry> picks one
 	$(bin)/python -m tests.bench $(if $(only),only=$(only))
+
+patchtst-studies: setup  ## The 12 searches of PatchTST in order; START_FROM=<1-12> N_TRIALS=<50>
+	$(bin)/python -m jepa.sweeps.studies start_from=$(or $(START_FROM),1) n_trials=$(or $(N_TRIALS),50) $(args)
 
 clean:  ## Remove .venv and caches; runs/ and data/ stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
