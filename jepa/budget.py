@@ -60,7 +60,7 @@ def grid(
     width: Sequence[int],
     depth: Sequence[int],
     n_heads: Sequence[int],
-    mlp_ratio: Sequence[float],
+    mlp_ratio: Sequence[float | int],
 ) -> list[dict[str, Any]]:
     """Return the points of the listed grid within 25 % of a size, all where there is none.
 

@@ -622,7 +622,6 @@ def test_the_mixture_of_the_yaml_is_cifar10_and_stl10(tmp_path):
     assert data.weights == {"cifar10": 0.5, "stl10": 0.5}
 
 
-@pytest.mark.xfail("jepa.data.augment.Augment" not in str(FROM_A_FILE), reason="not allowed yet")
 def test_a_checkpoints_config_can_rebuild_the_data():
     cfg = OmegaConf.create(OmegaConf.to_container(composed("data=digits").data, resolve=True))
     with FROM_A_FILE:
