@@ -32,10 +32,10 @@ GROWTH = 4  # from trace to trace
 STRAIGHT = 0.02  # a peak that continues the line through the two before, up to this share
 MOST_CHANGES = 20_000  # in a trace after the first two: ten seconds
 N_DRAWS = 16  # masks tried, to plan for a crowded draw
-# On the CPU, glibc gives freed pieces below 32 MiB back to its heap, and little fits where they lay
-# (posix_memalign). Resident over live activations was 1.2 to 1.8 on twenty shapes (glibc 2.36);
-# larger pieces are mapped one by one, without loss.
-HEAP_PIECE, HEAP_SHARE = 32 * 2**20, 1.5
+# On the CPU, freed pieces go back to malloc's heap and not to the system (jepa/allocator.py), and
+# little fits where they lay (posix_memalign): 1.3 to 1.8 times the live activations are resident
+# (glibc 2.36, `make bench only=plan`).
+HEAP_PIECE, HEAP_SHARE = 2**30, 1.5
 CONSTRUCTORS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 

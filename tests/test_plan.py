@@ -28,6 +28,7 @@ from jepa.plan import (
 )
 from jepa.spec import ImageSpec, SeriesSpec, TabularSpec
 from jepa.step_memory import (
+    HEAP_PIECE,
     N_DRAWS,
     StepMemory,
     Trace,
@@ -247,9 +248,10 @@ def test_a_peak_is_read_off_the_line_through_the_nearest_traces():
 
 
 def test_only_small_pieces_lie_in_the_heap():
-    memory = Trace(1, [2**20, -(2**20)], 1)
-    assert memory.peak(1, heap=True) > memory.peak(1, heap=False) == 2**20
-    assert memory.peak(64, heap=True) == 2**20  # then each piece has 64 MiB, and is mapped
+    size = HEAP_PIECE // 32
+    trace = Trace(1, [size, -size], 1)
+    assert trace.peak(1, heap=True) > trace.peak(1, heap=False) == size
+    assert trace.peak(64, heap=True) == size  # of a piece that is mapped on its own at 64 samples
 
 
 @pytest.mark.parametrize(
@@ -412,7 +414,7 @@ LISTED = dict(
     width=[64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048],
     depth=[2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 180, 192, 256],
     n_heads=[2, 4, 8, 16, 32],
-    mlp_ratio=[2, 4],
+    mlp_ratio=[2.0, 4.0],
 )
 
 

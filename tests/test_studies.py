@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+import weakref
 from types import SimpleNamespace
 
 import optuna
@@ -16,7 +17,7 @@ from jepa.plan import PlanError, count_parameters
 from jepa.resolve import check_depth, pick_device, resolve_batch, resolve_size
 from jepa.run import FROM_THE_USER
 from jepa.spec import SeriesSpec
-from jepa.sweeps.optuna import SearchSpaceSweeper, read_space
+from jepa.sweeps.optuna import SearchSpaceSweeper, free_memory, read_space
 from jepa.sweeps.studies import main, run_all, studies
 
 HPO = ("+experiment=patchtst_hpo", "trainer=cpu")
@@ -186,6 +187,31 @@ def sweep(task, folder, *, n_trials=4, n_jobs=1, storage=None, rate=1.0, sampler
     )
     sweeper.sweep([])
     return sweeper.sweeper.launcher.seen, OmegaConf.load(folder / "optimization_results.yaml")
+
+
+@pytest.fixture(autouse=True)
+def freed(monkeypatch):
+    """Counts how often memory is released, which takes long in a process of this size."""
+    times = []
+    monkeypatch.setattr("jepa.sweeps.optuna.free_memory", lambda: times.append(1))
+    return times
+
+
+def test_memory_is_released_between_trials(tmp_path, freed):
+    sweep(lambda overrides: 0.0, tmp_path, n_trials=3)
+    assert len(freed) == 3
+
+
+def test_what_a_trial_leaves_in_cycles_is_released():
+    class Model:
+        pass
+
+    model = Model()
+    model.trainer = SimpleNamespace(model=model)
+    left = weakref.ref(model)
+    del model
+    free_memory()
+    assert left() is None
 
 
 def test_a_trial_that_fits_nowhere_is_pruned_and_a_failed_one_does_not_end_the_study(tmp_path):

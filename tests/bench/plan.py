@@ -3,7 +3,7 @@
 Measured is the resident memory of a fresh process at one thread: its peak over eight steps (loss,
 gradient, clipping, AdamW, slow copy) at the most crowded masks, less what it held before the model
 was built. The process has taken a step of a tiny model by then, so that libraries are loaded. It is
-measured twice: with glibc as it is, whose heap keeps much of what was freed, and as the planner
+measured twice: with malloc as training sets it, whose heap keeps what was freed, and as the planner
 expects; and with every piece above 64 KiB mapped on its own, which shows what the tensors take.
 """
 
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jepa import step_memory
+from jepa.allocator import keep_memory
 from jepa.config import CONF
 from jepa.plan import plan_batch
 from jepa.run import FROM_THE_USER
@@ -106,9 +107,11 @@ def held(kind: str) -> int:
     return int(status.split(f"{kind}:")[1].split()[0]) * 1024
 
 
-def measure(connection: Any, shape: Shape) -> None:
+def measure(connection: Any, shape: Shape, mapped: bool) -> None:
     """Send bytes: predicted, predicted of the tensors alone, measured."""
     torch.set_num_threads(1)
+    if not mapped:
+        keep_memory()
     model, size, settings, batch = shape
     small = TINY | (PREDICTOR if model != "patchtst" else {})
     train(build(model, size, **settings | small), 2, 2)
@@ -128,7 +131,7 @@ def in_fresh_process(shape: Shape, *, mapped: bool) -> tuple[int, int, int]:
     """Measure one shape where nothing else has allocated; `mapped`: without glibc's heap."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(theirs, shape))
+    process = context.Process(target=measure, args=(theirs, shape, mapped))
     if mapped:
         os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # glibc reads it as a process starts
     process.start()
