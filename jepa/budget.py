@@ -77,13 +77,19 @@ def grid(
     return [{"size": "null"} | point for point in points]
 
 
-def in_budget(width: int, depth: int, mlp_ratio: float, size: int) -> bool:
+def in_budget(width: int, depth: int, mlp_ratio: float | int, size: int) -> bool:
     """Tell whether the design document's model is within 25 % of a size."""
     return abs(document_parameters(width, depth, mlp_ratio) - size) <= GRID_TOLERANCE * size
 
 
 def document_parameters(
-    width: int, depth: int, mlp_ratio: float, *, n_features: int = 25, patch: int = 10, n: int = 11
+    width: int,
+    depth: int,
+    mlp_ratio: float | int,
+    *,
+    n_features: int = 25,
+    patch: int = 10,
+    n: int = 11,
 ) -> int:
     """Count the parameters of the classifier that design document 004 searched.
 
