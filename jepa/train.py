@@ -98,8 +98,8 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data)
     data.prepare()
-    stages = stages_of(cfg, run_dir)
-    cfg = settle(cfg, data, predicts_target=predicts_target(cfg))
+    composed, cfg = cfg, settle(cfg, data, predicts_target=predicts_target(cfg))
+    stages = stages_of(composed, cfg, run_dir)
     data.batch_size = cfg.data.batch_size  # less than was asked for, where that does not fit
     report.grade(criteria_of(cfg), report.new(status="", reason=""))  # a bad one costs no training
     probes = run.build_probes(cfg, data.spec)
@@ -129,18 +129,19 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     return float("nan")
 
 
-def stages_of(cfg: DictConfig, run_dir: Path) -> dict[str, DictConfig]:
+def stages_of(cfg: DictConfig, settled: DictConfig, run_dir: Path) -> dict[str, DictConfig]:
     """Return the whole config of each stage that follows this run, by name.
 
     A stage is a run of its own in a folder below this one's: its `model` takes the place of this
     run's, its `trainer` changes what it names, and its encoder starts from this run's best
-    checkpoint.
+    checkpoint. What it takes over from this run's model is settled, as the width that `size` asks
+    for; the rest is settled anew, as the batch that fits its own model.
 
     Raises:
         ValueError: for a stage without a model, or with other parts.
     """
     stages = {}
-    for name, node in (cfg.stages or {}).items():
+    for name, node in (settled.stages or {}).items():
         changes = cast(dict, OmegaConf.to_container(node, resolve=True)) if node else {}
         if "model" not in changes or set(changes) - {"model", "trainer"}:
             raise ValueError(
@@ -152,6 +153,7 @@ def stages_of(cfg: DictConfig, run_dir: Path) -> dict[str, DictConfig]:
         stage.trainer = OmegaConf.merge(stage.trainer, changes.get("trainer", {}))
         stage.run_dir = str(run_dir / str(name))
         stage.resume = "auto" if cfg.resume == "auto" else "never"
+        stage.size = None
         stage.objective, stage.probes, stage.criteria, stage.stages = "auto", ["auto"], [], None
         stages[str(name)] = stage
     return stages

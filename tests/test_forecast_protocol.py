@@ -476,6 +476,18 @@ class TestRuns:
         start = OmegaConf.load(tmp_path / "finetune" / "config.yaml").init_from
         assert start == str(tmp_path / "checkpoints" / "best.ckpt")
 
+    def test_a_stage_takes_the_width_that_a_size_asks_for(self, tmp_path):
+        from jepa.train import stages_of
+
+        composed = OmegaConf.create({
+            "size": "2m", "resume": "never", "trainer": {"max_epochs": 3}, "model": {"width": 16},
+            "stages": {"probe": {"model": {"width": "${model.width}"}}},
+        })  # fmt: skip
+        settled = composed.copy()
+        settled.model.width = 180
+        stage = stages_of(composed, settled, tmp_path)["probe"]
+        assert (stage.model.width, stage.size, stage.trainer.max_epochs) == (180, None, 3)
+
     @pytest.mark.parametrize(
         ("stages", "message"),
         [
