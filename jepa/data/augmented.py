@@ -1,6 +1,5 @@
 """Training batches of images: gathered as pixels, augmented and scaled on their device."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,12 +41,12 @@ class AugmentedBatches(Batches):
         self.to_input = to_input
         self.two_views = two_views
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Go on from the position if that was set, else begin the next epoch."""
-        for batch in super().__iter__():
-            x = batch["x"]
-            view = {"view": self._view(x, 1)} if self.two_views else {}
-            yield batch | {"x": self._view(x, 0)} | view
+    def make(self, index: Tensor) -> dict[str, Tensor]:
+        """Gather the pixels of these images, augment and scale them."""
+        batch = super().make(index)
+        x = batch["x"]
+        view = {"view": self._view(x, 1)} if self.two_views else {}
+        return batch | {"x": self._view(x, 0)} | view
 
     def _view(self, x: Tensor, number: int) -> Tensor:
         """Return model input of pixels; each number has crops of its own."""
