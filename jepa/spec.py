@@ -80,6 +80,7 @@ class ImageSpec:
         mean, std: of each channel over the training images, in [0, 1], before normalisation.
         task: `multiclass`, `binary` or `none`.
         classes: the class names, in the order of the labels.
+        two_views: whether training batches hold a `view`, another augmentation of `x`.
     """
 
     n_channels: int
@@ -89,6 +90,7 @@ class ImageSpec:
     std: tuple[float, ...]
     task: str
     classes: tuple[str, ...] = ()
+    two_views: bool = False
 
     @property
     def n_classes(self) -> int:

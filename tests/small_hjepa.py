@@ -1,5 +1,6 @@
 """A model of a few thousand weights on 8 x 8 images, for the tests of H-JEPA."""
 
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
@@ -65,11 +66,11 @@ BASE = dict(
 OPTIMIZER = dict(lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01)
 
 
-def build(*, spec=SPEC, masking=None, optimizer=OPTIMIZER, **knobs):
+def build(*, spec=None, masking=None, optimizer=OPTIMIZER, **knobs):
     """Build a model from the same random numbers every time."""
     torch.manual_seed(0)
     return HJEPA(
-        spec=spec,
+        spec=replace(SPEC, two_views=knobs.get("second_view", False)) if spec is None else spec,
         masking=MultiBlock(**MASKING) if masking is None else masking,
         optimizer=partial(torch.optim.AdamW, **optimizer),
         **BASE | knobs,

@@ -1,14 +1,18 @@
 import csv
 import math
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import lightning as L
 import pytest
 import torch
 from support import overrides_for, run_training, write_table
 
+from jepa.callbacks import progress
 from jepa.callbacks.early_stopping import EarlyStopping
 from jepa.callbacks.metrics_csv import MetricsCSV
 from jepa.callbacks.probe import Probe, embed_all, unnoticed
+from jepa.callbacks.progress import Progress
 
 
 def weights(run_dir):
@@ -125,3 +129,43 @@ def test_every_step_averages_a_whole_group(tmp_path, accumulate):
     sizes = [groups.count(step) for step in range(1, max(groups))]
     assert len(groups) == 2 * (9 // accumulate) * accumulate  # 78 rows, two epochs
     assert math.prod(size == accumulate for size in sizes)
+
+
+def test_the_share_of_data_is_that_of_the_steps_since_the_last_record(monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(progress, "time", clock)
+    loader, logged = SimpleNamespace(seconds=5.0), []
+    module = Mock(spec=L.LightningModule)
+    module.log = lambda name, value, **_: logged.append((name, value))
+    trainer = Mock(spec=L.Trainer, global_step=0, world_size=1, log_every_n_steps=2)
+    trainer.train_dataloader, trainer.estimated_stepping_batches = loader, 8
+    one = Progress()
+    one.on_train_start(trainer, module)
+    for batch in range(
+        8
+    ):  # two batches a step; 1 s of data and 3 s of training each, later 3 and 3
+        loader.seconds += 1.0 if batch < 4 else 3.0
+        one.on_train_batch_start(trainer, module, None, batch)
+        clock.now += 3.0
+        trainer.global_step = (batch + 1) // 2
+        one.on_train_batch_end(trainer, module, None, {"x": torch.zeros(6)}, batch)
+        clock.now += 100.0  # validation, checkpoints
+    assert logged == [("time/data_share", 0.25), ("time/data_share", 0.5)]
+    assert one.rate == pytest.approx(6 * 8 / 40.0)
+
+
+FAMILIES = {
+    "table": ["data=digits_table", "model.width=8", "model.depth=1", "model.n_heads=2"],
+    "images": ["data=digits", "model=hjepa", "model.patch=2", "model.depth=1"],
+    "series": ["data=toy_series", "model=patchtst", "model.depth=1"],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_logs_its_share_of_data(tmp_path, family):
+    steps = ["trainer=cpu", "trainer.max_steps=2", "trainer.log_every_n_steps=1", "test=false"]
+    rest = ["logger=csv", "callbacks.collapse=null", "callbacks.probe.max_rows=50"]
+    run_training(tmp_path / "run", *FAMILIES[family], *steps, *rest)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        shares = [float(r["time/data_share"]) for r in csv.DictReader(file) if r["time/data_share"]]
+    assert len(shares) == 2 and all(0.0 < share < 1.0 for share in shares)

@@ -1,6 +1,7 @@
 """H-JEPA: what is hidden stays hidden, one level is I-JEPA, and bad settings are refused."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -333,8 +334,13 @@ def test_a_table_is_refused_with_a_fitting_data_set():
 
 
 def test_a_second_view_that_the_data_does_not_give_is_refused():
-    with pytest.raises(ValueError, match="batches have no `view`"):
-        fit(build(second_view=True, nt_xent=0.1), n_steps=1)
+    with pytest.raises(ValueError, match=r"second_view=true.*set data\.two_views=true"):
+        build(spec=SPEC, second_view=True, nt_xent=0.1)
+
+
+def test_a_second_view_that_the_model_does_not_read_is_refused():
+    with pytest.raises(ValueError, match=r"two_views=true.*set model\.second_view=true"):
+        build(spec=replace(SPEC, two_views=True), nt_xent=0.1)
 
 
 def test_an_unbounded_run_is_refused():

@@ -240,6 +240,26 @@ def test_a_resumed_loader_gives_the_crops_that_would_have_followed(seen):
     assert len(rest) >= 3
 
 
+def test_the_second_view_is_another_crop_of_the_same_images_and_changes_the_first_in_nothing():
+    crops = Augment(**BASE)
+    loaders = (toy(augment=crops, two_views=two).train_dataloader() for two in (False, True))
+    one, two = (list(loader) for loader in loaders)
+    for plain, both in zip(one, two, strict=True):
+        assert "view" not in plain and torch.equal(plain["x"], both["x"])
+        assert both["view"].shape == both["x"].shape
+        assert all(not torch.equal(a, b) for a, b in zip(both["x"], both["view"], strict=True))
+    mirror = Augment(**STILL | dict(flip_share=0.5))  # each view is the image or its mirror
+    for batch in toy(two_views=True, augment=mirror).train_dataloader():
+        for x, view in zip(batch["x"], batch["view"], strict=True):
+            assert torch.allclose(x, view, atol=1e-5) or torch.allclose(x.flip(-1), view, atol=1e-5)
+
+
+@pytest.mark.parametrize("augment", [None, Augment(**STILL)])
+def test_two_views_without_an_augmentation_are_refused(augment):
+    with pytest.raises(ValueError, match=r"data\.two_views=true.*augment=plain"):
+        toy(two_views=True, augment=augment)
+
+
 def test_augmentation_touches_no_global_randomness():
     before = torch.get_rng_state()
     list(batches())
@@ -595,7 +615,7 @@ def test_every_image_set_takes_the_same_keys(name):
     check_keys(cfg, "config")
     assert {
         *("image_size", "batch_size", "effective_batch_size", "n_workers", "augment"),
-        *("normalize", "val_share", "test_share", "split_seed", "seed"),
+        *("two_views", "normalize", "val_share", "test_share", "split_seed", "seed"),
     } <= set(cfg.data)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 class Progress(L.Callback):
     """Show the run on a terminal; write a line per epoch to train.log, and to a plain output.
 
+    With the other metrics of a step it logs `time/data_share`: of the time of the steps since the
+    last record, the part spent on making their batches.
+
     Reading the loss waits for the device, so the bar is refreshed once a second, not every step.
     """
 
@@ -36,6 +39,9 @@ class Progress(L.Callback):
         """Open the bar and start counting."""
         self.samples, self.training_s, self.shown = 0, 0.0, 0.0
         self.epoch_samples, self.epoch_s = 0, 0.0
+        # seconds of making batches; then step, seconds of training and those of the last record
+        self.data_s = self.loader_s(trainer)
+        self.recorded = (trainer.global_step, 0.0, self.data_s)
         if self.console.is_terminal:
             columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()]
             columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False)]  # fmt: skip  # noqa: E501
@@ -61,10 +67,28 @@ class Progress(L.Callback):
     ) -> None:
         """Count rows and seconds; refresh now and then."""
         n, seconds = len(batch["x"]) * trainer.world_size, time.perf_counter() - self.started
+        seconds += self.loader_s(trainer) - self.data_s
+        self.data_s = self.loader_s(trainer)
         self.samples, self.training_s = self.samples + n, self.training_s + seconds
         self.epoch_samples, self.epoch_s = self.epoch_samples + n, self.epoch_s + seconds
+        self.record(trainer, pl_module)
         if self.bar is not None and time.perf_counter() - self.shown > self.refresh_s:
             self.show(trainer)
+
+    def record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the share of data at the steps at which metrics are written."""
+        step, training_s, data_s = self.recorded
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if trainer.global_step == step or trainer.global_step % every:
+            return  # in the middle of an accumulation, or nobody would read it
+        self.recorded = (trainer.global_step, self.training_s, self.data_s)
+        share = (self.data_s - data_s) / (self.training_s - training_s)
+        pl_module.log("time/data_share", share, rank_zero_only=True)
+
+    @staticmethod
+    def loader_s(trainer: L.Trainer) -> float:
+        """Return what making training batches has taken so far."""
+        return cast(Any, trainer.train_dataloader).seconds
 
     def show(self, trainer: L.Trainer) -> None:
         """Draw the bar."""

@@ -57,6 +57,11 @@ class Augment:
             if not 0.0 <= strength <= 1.0:
                 raise ValueError(f"augment.{name} must be between 0 and 1, got {strength}")
 
+    @property
+    def varies(self) -> bool:
+        """Tell whether two draws can give different results."""
+        return self.area[0] < 1.0 or 0.0 < self.flip_share < 1.0 or any(self.jitter.values())
+
     def draw(self, n_images: int, generator: Generator) -> Float[Tensor, "b k"]:
         """Draw what decides the crop, flip and colours of each image, evenly from [0, 1)."""
         return torch.rand(n_images, N_DRAWS, generator=generator)

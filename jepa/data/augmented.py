@@ -1,6 +1,5 @@
 """Training batches of images: gathered as pixels, augmented and scaled on their device."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ class AugmentedBatches(Batches):
         batch_size: images of a batch.
         augment: None for none.
         to_input: makes model input of pixels.
+        two_views: a batch also holds `view`, another augmentation of the same images.
         order: see `Batches`.
     """
 
@@ -33,24 +33,33 @@ class AugmentedBatches(Batches):
         *,
         augment: Augment | None,
         to_input: ToInput,
+        two_views: bool = False,
         **order: Any,
     ):
         super().__init__(rows, batch_size, **order)
         self.augment = augment
         self.to_input = to_input
+        self.two_views = two_views
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Go on from the position if that was set, else begin the next epoch."""
-        for batch in super().__iter__():
-            x = batch["x"]
-            if self.augment is not None:
-                draws = self.augment.draw(len(x), self._generator()).to(x.device)
-                x = self.augment(x, draws, side=self.to_input.side)
-            yield batch | {"x": self.to_input(x)}
+    def make(self, index: Tensor) -> dict[str, Tensor]:
+        """Gather the pixels of these images, augment and scale them."""
+        batch = super().make(index)
+        x = batch["x"]
+        view = {"view": self._view(x, 1)} if self.two_views else {}
+        return batch | {"x": self._view(x, 0)} | view
 
-    def _generator(self) -> Generator:
+    def _view(self, x: Tensor, number: int) -> Tensor:
+        """Return model input of pixels; each number has crops of its own."""
+        if self.augment is not None:
+            draws = self.augment.draw(len(x), self._generator(number)).to(x.device)
+            x = self.augment(x, draws, side=self.to_input.side)
+        return self.to_input(x)
+
+    def _generator(self, number: int) -> Generator:
         """Return the stream of the batch just taken; `position` is already the next one's."""
         epoch = self.epoch if self.reshuffle else 0
         key = (self.seed % (1 << 64), epoch, self.position, self.rank)
+        if number:
+            key = (*key, number)
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
         return torch.Generator().manual_seed(seed >> 1)

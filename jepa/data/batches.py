@@ -3,6 +3,7 @@
 Axes: n rows, f features.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -93,7 +94,8 @@ class Batches:
     The order of epoch `e` comes from (seed, e) alone and is the same on every rank; the ranks take
     turns at it (`reshuffle=False` keeps the order of the first epoch, for overfitting on purpose).
     Rows of the tail are left out, others in each epoch. The state is the epoch and the
-    position in it: after `load_state_dict` exactly the remaining batches follow.
+    position in it: after `load_state_dict` exactly the remaining batches follow. `seconds` is what
+    making batches has taken so far.
 
     Raises:
         ValueError: if the rows do not fill one accumulation group on every rank.
@@ -128,6 +130,7 @@ class Batches:
         self.n_batches = n_groups * group
         self.epoch = 0
         self.position = 0
+        self.seconds = 0.0
         self._started = False
 
     def __len__(self) -> int:
@@ -148,11 +151,19 @@ class Batches:
         if self._started or self.position >= self.n_batches:
             self.epoch, self.position = self.epoch + 1, 0
         self._started = True
+        begun = time.perf_counter()
         order = self._order()
         while self.position < self.n_batches:
             start = self.position * self.batch_size
             self.position += 1
-            yield self.rows.take(order[start : start + self.batch_size])
+            batch = self.make(order[start : start + self.batch_size])
+            self.seconds += time.perf_counter() - begun
+            yield batch
+            begun = time.perf_counter()
+
+    def make(self, index: Tensor) -> dict[str, Tensor]:
+        """Return the batch of these rows."""
+        return self.rows.take(index)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, position in it, and the size of the steps that the position counts."""

@@ -61,6 +61,7 @@ class ImageData(DataModule):
         batch_size, effective_batch_size, seed: see `DataModule`; `seed` also sets the crops.
         n_workers: threads that decode image files. None: one for each core.
         augment: what training images go through. None: nothing.
+        two_views: training batches also hold `view`, another augmentation of the same images.
         normalize: subtract mean and divide by standard deviation of the training images, channel
             by channel; otherwise inputs are in [0, 1].
         val_share, test_share: parts of the images that come without such a split, 0 for no split.
@@ -79,6 +80,7 @@ class ImageData(DataModule):
         effective_batch_size: int | None = None,
         n_workers: int | None = None,
         augment: Augment | None = None,
+        two_views: bool = False,
         normalize: bool = True,
         val_share: float | int | None = None,
         test_share: float | int | None = None,
@@ -92,9 +94,15 @@ class ImageData(DataModule):
             raise ValueError(f"data.image_size must be at least 1, got {image_size}")
         if n_workers is not None and n_workers < 1:
             raise ValueError(f"data.n_workers must be at least 1, or null, got {n_workers}")
+        if two_views and (augment is None or not augment.varies):
+            raise ValueError(
+                "data.two_views=true gives a second augmentation of the same images, but none is "
+                "drawn: take augment=plain, or data.two_views=false"
+            )
         self.image_size = image_size
         self.n_workers = n_workers
         self.augment = augment
+        self.two_views = two_views
         self.normalize = normalize
         self.shares = {"test": test_share, "val": val_share}
         self.split_seed = split_seed
@@ -127,6 +135,7 @@ class ImageData(DataModule):
             std=std,
             task={0: "none", 2: "binary"}.get(len(images.classes), "multiclass"),
             classes=images.classes,
+            two_views=self.two_views,
         )
         subtract, divide = (mean, std) if self.normalize else ([0.0] * 3, [1.0] * 3)
         to_input = ToInput(
@@ -176,6 +185,7 @@ class ImageData(DataModule):
             self.batch_size,
             augment=self.augment,
             to_input=self.to_input,
+            two_views=self.two_views,
             seed=self.seed,
             group=1 if trainer is None else trainer.accumulate_grad_batches,
             reshuffle=trainer is None or not trainer.overfit_batches,  # pyright: ignore

@@ -52,6 +52,29 @@ def _check_spec(spec: object) -> None:
         )
 
 
+def _check_views(spec: ImageSpec, *, second_view: bool, compares: bool) -> None:
+    """Refuse a second view that nothing reads, and a reader without one.
+
+    Raises:
+        ValueError: naming the setting to change.
+    """
+    if second_view and not compares:
+        raise ValueError(
+            "model.second_view=true is read by the terms that compare two codes: set "
+            "model.nt_xent or model.vicreg_invariance above 0, or model.second_view=false"
+        )
+    if second_view and not spec.two_views:
+        raise ValueError(
+            "model.second_view=true, but the batches hold one view of an image: set "
+            "data.two_views=true, or model.second_view=false"
+        )
+    if spec.two_views and not second_view:
+        raise ValueError(
+            "data.two_views=true, but the model reads one view: set model.second_view=true with "
+            "model.nt_xent or model.vicreg_invariance above 0, or data.two_views=false"
+        )
+
+
 class HJEPA(L.LightningModule):
     """Context encoder, slow target encoder, predictor; an error in latent space for every level.
 
@@ -228,11 +251,7 @@ class HJEPA(L.LightningModule):
             temperature=nt_xent_temperature,
             n_slices=n_slices,
         )
-        if second_view and not self.terms.compares:
-            raise ValueError(
-                "model.second_view=true is read by the terms that compare two codes: set "
-                "model.nt_xent or model.vicreg_invariance above 0, or model.second_view=false"
-            )
+        _check_views(spec, second_view=second_view, compares=self.terms.compares)
         self.second_view = second_view
         self.teacher = Teacher(self.encoder)
         self.val_loss = MeanMetric()
@@ -359,19 +378,8 @@ class HJEPA(L.LightningModule):
         return [self.distance(p.float(), t) for p, t in zip(predicted, targets, strict=True)]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Log every part and return the loss.
-
-        Raises:
-            ValueError: if a second view is asked for and the batch has none.
-        """
-        x, view = batch["x"], None
-        if self.second_view:
-            if "view" not in batch:
-                raise ValueError(
-                    "model.second_view=true, but the batches have no `view`: use data that gives "
-                    "two views of an image, or model.second_view=false"
-                )
-            view = batch["view"]
+        """Log every part and return the loss."""
+        x, view = batch["x"], batch["view"] if self.second_view else None
         key = (self.seed, self.current_epoch, batch_idx)
         parts = self.parts(x, self.masks(x, *key), key=key, view=view)
         for name, value in parts.items():

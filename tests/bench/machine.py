@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,26 +69,31 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def _measure_peak(connection, call: Callable[..., object], arguments: tuple) -> None:
+def _measure_apart(connection, call: Callable[..., object], arguments: tuple) -> None:
     torch.set_num_threads(1)
-    call(*arguments)
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would begin at the parent's
-    connection.send(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+    result, status = call(*arguments), Path("/proc/self/status")
+    peak = math.nan
+    if status.exists():  # ru_maxrss would begin at the parent's
+        peak = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    connection.send((result, peak))
 
 
-def peak_mb(call: Callable[..., object], *arguments) -> float:
-    """Peak resident memory, in MiB, of a fresh process that makes the call, imports included.
+def apart(call: Callable[..., Any], *arguments) -> tuple[Any, float]:
+    """Make the call in a fresh process; return what it returns, and that process's peak in MiB.
 
-    Linux only: nan elsewhere.
+    The peak is of resident memory, imports included; Linux only, nan elsewhere.
     """
-    if not Path("/proc/self/status").exists():
-        return math.nan
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_peak, args=(theirs, call, arguments))
+    process = context.Process(target=_measure_apart, args=(theirs, call, arguments))
     process.start()
     theirs.close()
     try:
         return mine.recv()
     finally:
         process.join()
+
+
+def peak_mb(call: Callable[..., object], *arguments) -> float:
+    """Peak resident memory, in MiB, of a fresh process that makes the call."""
+    return apart(call, *arguments)[1]
