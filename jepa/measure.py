@@ -226,9 +226,7 @@ def probe_content(
     content["controls"] = {"untrained": scored(*both(untrained))}
     if not len(y):
         return content
-    raw_train, raw_val = raw_inputs(
-        data.spec, collect(batches("train")), collect(batches(split)), n_rows=len(y)
-    )
+    raw_train, raw_val = raw_inputs(data.spec, batches("train"), batches(split), n_rows=len(y))
     content["controls"]["raw"] = scored((raw_train, y_train), (raw_val, y))
     if y.ndim == 1:
         base = {key: entry(value) for key, value in chance(y_train, y).items()}
@@ -263,12 +261,13 @@ def collect(batches: Iterable[dict[str, Tensor]]) -> Tensor:
 
 
 def raw_inputs(
-    spec: Any, x_train: Tensor, x_val: Tensor, *, n_rows: int
+    spec: Any, train: Iterable[dict[str, Tensor]], val: Iterable[dict[str, Tensor]], *, n_rows: int
 ) -> tuple[Float[Tensor, "n e"], Float[Tensor, "m e"]]:
     """Return the input itself as features: columns, windows or pixels.
 
-    `n_rows` is how many rows the codes of `x_val` have: one for each window, or for each channel.
+    `n_rows` is how many rows the codes of `val` have: one for each window, or for each channel.
     """
+    x_train, x_val = collect(train), collect(val)
     if isinstance(spec, SeriesSpec):
         apart = n_rows != len(x_val)
         return raw_windows(x_train, apart=apart), raw_windows(x_val, apart=apart)

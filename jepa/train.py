@@ -250,11 +250,13 @@ def build_callbacks(
     from hydra.utils import instantiate
 
     from jepa.callbacks.record import Record
+    from jepa.measure import raw_inputs
     from jepa.run import spec_state
 
     built = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
     if probes or not getattr(model, "predicts_target", False):
-        callbacks = [c(probes=probes) if isinstance(c, partial) else c for c in built]
+        known = {"probes": probes, "raw": partial(raw_inputs, data.spec)}
+        callbacks = [c(**known) if isinstance(c, partial) else c for c in built]
     else:
         callbacks = [c for c in built if not isinstance(c, partial)]
     spec = spec_state(data.spec)
@@ -279,6 +281,7 @@ def finish(
 ) -> float:
     """Score the best checkpoint beside its controls, write and show the report."""
     from jepa import report, run, screen
+    from jepa.curves import draw_curves
     from jepa.measure import measure
 
     status, reason = how_it_ended(trainer)
@@ -310,6 +313,8 @@ def finish(
     report.add_stages(content, stages)
     content["criteria"] = report.grade(criteria_of(cfg), content)
     report.write(run_dir, content)
+    if draw_curves(run_dir / "plots" / "probes.png", run_dir / "metrics.csv"):
+        screen.say(f"curves of the probes: {run_dir / 'plots' / 'probes.png'}")
     screen.show_report(content)
     screen.say(f"run directory: {run_dir}")
     return float("nan") if value is None else value

@@ -169,3 +169,24 @@ def test_every_family_logs_its_share_of_data(tmp_path, family):
     with (tmp_path / "run" / "metrics.csv").open() as file:
         shares = [float(r["time/data_share"]) for r in csv.DictReader(file) if r["time/data_share"]]
     assert len(shares) == 2 and all(0.0 < share < 1.0 for share in shares)
+
+
+def test_curves_start_at_the_untrained_encoder_and_the_raw_input(tmp_path):
+    from jepa.curves import draw_curves, read_curves
+
+    arguments = ["callbacks.probe.max_rows=60", "callbacks.probe.max_val_rows=30", "probes=[auto,knn]"]  # fmt: skip  # noqa: E501
+    arguments += ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"]
+    run_training(tmp_path / "on", *arguments, "callbacks.probe.at_start=true")
+    run_training(tmp_path / "off", *arguments)
+    on, off = (read_curves(tmp_path / name / "metrics.csv") for name in ("on", "off"))
+    assert set(on) - set(off) == {"raw/ridge/error", "raw/knn/error"}
+    for name in ("ridge", "knn"):
+        key = f"probe/{name}/error"
+        assert on[key][0][:2] == (0.0, 0.0)
+        assert [values[::2] for values in on[key][1:]] == [values[::2] for values in off[key]]
+        samples, seconds, _ = zip(*on[key], strict=True)
+        assert samples[2] == 2 * samples[1] > 0
+        assert seconds[2] > seconds[1] > 0
+    assert (tmp_path / "off" / "plots" / "probes.png").read_bytes()[:4] == b"\x89PNG"
+    assert not draw_curves(tmp_path / "no.png", tmp_path / "no.csv")
+    assert not (tmp_path / "no.png").exists()

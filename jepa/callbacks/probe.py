@@ -17,6 +17,7 @@ from torch import Tensor
 from jepa.probes.label_free import label_free
 
 Probes = dict[str, Callable[..., dict[str, float]]]
+Codes = tuple[Tensor, Tensor]  # codes and their labels
 
 
 @runtime_checkable
@@ -80,9 +81,22 @@ class Probe(L.Callback):
         probes: by name; each takes (train codes, train labels, val codes, val labels).
         max_rows, max_val_rows: sizes of the seeded subsets that are embedded.
         seed: of the subsets; every validation sees the same rows.
+        at_start: also score the untrained codes, as step 0, and the raw input, as `raw/<name>/...`
+            of that step: where a curve starts and what it has to pass.
+        raw: returns the input of (train batches, val batches) as features, in `n_rows` for val;
+            None leaves them out.
     """
 
-    def __init__(self, *, probes: Probes, max_rows: int, max_val_rows: int, seed: int):
+    def __init__(
+        self,
+        *,
+        probes: Probes,
+        max_rows: int,
+        max_val_rows: int,
+        seed: int,
+        at_start: bool = False,
+        raw: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    ):
         if min(max_rows, max_val_rows) < 2:
             raise ValueError(
                 "callbacks.probe.max_rows and max_val_rows must be at least 2, "
@@ -92,24 +106,53 @@ class Probe(L.Callback):
         self.max_rows = max_rows
         self.max_val_rows = max_val_rows
         self.seed = seed
+        self.at_start, self.raw = at_start, raw
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score what training starts from, unless it goes on."""
+        if not self.at_start or trainer.global_step:
+            return
+        data = cast(Any, trainer).datamodule
+        pl_module.eval()
+        with unnoticed():
+            train, val = self.codes(data, cast(Embedder, pl_module))
+            scores = {f"probe/{key}": value for key, value in self.scores(train, val).items()}
+            if self.raw is not None and self.probes and len(val[1]):
+                inputs = (self.batches(data, split) for split in ("train", "val"))
+                raw = self.raw(*inputs, n_rows=len(val[1]))
+                rows = ((codes, y) for codes, (_, y) in zip(raw, (train, val), strict=True))
+                scores |= {
+                    f"raw/{key}": value for key, value in score_all(self.probes, *rows).items()
+                }
+        pl_module.train()
+        for logger in trainer.loggers:
+            logger.log_metrics(scores | {"time/samples": 0, "time/train_s": 0.0}, step=0)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Embed both splits once and score them, on every rank alike."""
         if trainer.sanity_checking:
             return
         started = time.perf_counter()
-        data = cast(Any, trainer).datamodule
-        model = cast(Embedder, pl_module)
         with unnoticed():
-            val = embed_all(
-                model, data.probe_batches("val", max_rows=self.max_val_rows, seed=self.seed)
-            )
-            scores = {f"label_free/{key}": value for key, value in label_free(val[0]).items()}
-            if self.probes and len(val[1]):
-                batches = data.probe_batches("train", max_rows=self.max_rows, seed=self.seed)
-                scores |= score_all(self.probes, embed_all(model, batches), val)
+            codes = self.codes(cast(Any, trainer).datamodule, cast(Embedder, pl_module))
+            scores = self.scores(*codes)
         # float32: MPS has no float64
         pl_module.log("time/probe_s", time.perf_counter() - started)
-        pl_module.log_dict(
-            {f"probe/{key}": torch.tensor(float(value)) for key, value in scores.items()}
-        )
+        pl_module.log_dict({f"probe/{key}": torch.tensor(float(v)) for key, v in scores.items()})
+
+    def batches(self, data: Any, split: str) -> Iterable[dict[str, Tensor]]:
+        """Return the same rows of a split at every call."""
+        n_rows = self.max_rows if split == "train" else self.max_val_rows
+        return data.probe_batches(split, max_rows=n_rows, seed=self.seed)
+
+    def codes(self, data: Any, model: Embedder) -> tuple[Codes, Codes]:
+        """Return codes and labels of train, where probes are fitted, and of val."""
+        val = embed_all(model, self.batches(data, "val"))
+        if not self.probes or not len(val[1]):
+            return (val[0][:0], val[1][:0]), val
+        return embed_all(model, self.batches(data, "train")), val
+
+    def scores(self, train: Codes, val: Codes) -> dict[str, float]:
+        """Return `{"<name>/<metric>": value}` of every probe."""
+        scores = {f"label_free/{key}": value for key, value in label_free(val[0]).items()}
+        return scores | (score_all(self.probes, train, val) if len(train[0]) else {})

@@ -24,7 +24,8 @@ class Progress(L.Callback):
     """Show the run on a terminal; write a line per epoch to train.log, and to a plain output.
 
     With the other metrics of a step it logs `time/data_share`: of the time of the steps since the
-    last record, the part spent on making their batches.
+    last record, the part spent on making their batches; beside every validation `time/samples` and
+    `time/train_s`, the samples and seconds of training so far.
 
     Reading the loss waits for the device, so the bar is refreshed once a second, not every step.
     """
@@ -33,15 +34,16 @@ class Progress(L.Callback):
         self.refresh_s = refresh_s
         self.console = Console()
         self.bar: Bar | None = None
+        self.samples, self.training_s = 0, 0.0
 
     @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar and start counting."""
-        self.samples, self.training_s, self.shown = 0, 0.0, 0.0
+        self.shown = 0.0
         self.epoch_samples, self.epoch_s = 0, 0.0
         # seconds of making batches; then step, seconds of training and those of the last record
         self.data_s = self.loader_s(trainer)
-        self.recorded = (trainer.global_step, 0.0, self.data_s)
+        self.recorded = (trainer.global_step, self.training_s, self.data_s)
         if self.console.is_terminal:
             columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()]
             columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False)]  # fmt: skip  # noqa: E501
@@ -118,6 +120,21 @@ class Progress(L.Callback):
         log.info(line)
         if self.bar is None and self.says(trainer):
             self.console.print(line, highlight=False, soft_wrap=True)
+
+    @rank_zero_only
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put what training has cost so far beside what it has reached."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            cost = {"time/samples": float(self.samples), "time/train_s": self.training_s}
+            pl_module.log_dict(cost, rank_zero_only=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been counted, for a run that goes on."""
+        return {"samples": self.samples, "training_s": self.training_s}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from there."""
+        self.samples, self.training_s = state_dict["samples"], state_dict["training_s"]
 
     @staticmethod
     def says(trainer: L.Trainer) -> bool:
