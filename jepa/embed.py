@@ -1,7 +1,8 @@
-"""Code the rows of a table: `python -m jepa.embed run=<run> data.path=<file> out=<parquet|npy>`.
+"""Code a table or images: `python -m jepa.embed run=<run> data.path=<file> out=<parquet|npy>`.
 
 The checkpoint alone is enough: it holds the config, the spec and what was fitted on the training
-rows. The table has the same columns, in any order; the target may be absent.
+rows. A table has the same columns, in any order; the target may be absent. Images are those of a
+folder or an archive, and their names, row by row, go to `<out without its ending>.files.txt`.
 """
 
 import time
@@ -22,26 +23,38 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".parquet", ".npy")
 _CHUNK = 1 << 15  # rows read at a time
+BATCH = {"table": 4096, "images": 256}  # of one forward pass
 
 
 @hydra.main(config_path=str(CONF), config_name="embed")
 def main(cfg: DictConfig) -> None:
-    """Open the checkpoint, embed the table part by part, say where the codes are."""
+    """Open the checkpoint, embed the rows or images part by part, say where the codes are."""
     out = check_out(cfg.out, cfg.data.path, cfg.batch_size)
     from jepa import run, screen
     from jepa.codes import pick_device
     from jepa.data.reading import read_header
+    from jepa.spec import kind_of
 
     device = pick_device(cfg.accelerator)
-    header = read_header(cfg.data.path)
     checkpoint = run.find_checkpoint(cfg.run)
-    _, model, content = run.load_model(checkpoint)
-    transform = transform_of(content, checkpoint)
-    transform.encode(header)  # says at once which columns are absent
+    trained_cfg, model, content = run.load_model(checkpoint)
+    kind = kind_of(run.spec_of(content))
+    if kind not in BATCH:
+        raise ValueError(
+            f"{checkpoint} was trained on {kind}; embed codes tables and images: for the future of "
+            "a series take python -m jepa.forecast"
+        )
+    settings = {"batch_size": cfg.batch_size or BATCH[kind], "device": device}
     started = time.perf_counter()
-    n_rows = embed_file(
-        model.to(device), transform, cfg.data.path, out, batch_size=cfg.batch_size, device=device
-    )
+    if kind == "images":
+        share = trained_cfg.data.get("max_corrupt_share", 0.0)
+        n_rows = embed_images(
+            model.to(device), content, cfg.data.path, out, max_corrupt_share=share, **settings
+        )
+    else:
+        transform = transform_of(content, checkpoint)
+        transform.encode(read_header(cfg.data.path))  # says at once which columns are absent
+        n_rows = embed_file(model.to(device), transform, cfg.data.path, out, **settings)
     seconds = time.perf_counter() - started
     screen.say(
         f"written: {out}: {n_rows:,} rows x {len(model.code_names()):,} codes in "  # pyright: ignore
@@ -49,7 +62,7 @@ def main(cfg: DictConfig) -> None:
     )
 
 
-def check_out(out: str, source: str, batch_size: int) -> Path:
+def check_out(out: str, source: str, batch_size: int | None) -> Path:
     """Return the path to write to.
 
     Raises:
@@ -63,10 +76,49 @@ def check_out(out: str, source: str, batch_size: int) -> Path:
     if path.is_dir():
         raise ValueError(f"out={out!r} is a folder: name a file in it")
     if path.resolve() == Path(source).expanduser().resolve():
-        raise ValueError(f"out={out!r} would overwrite the table data.path={source!r}")
-    if batch_size < 1:
+        raise ValueError(f"out={out!r} would overwrite data.path={source!r}")
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     return path
+
+
+def embed_images(
+    model: Any,
+    content: dict[str, Any],
+    path: str | Path,
+    out: Path,
+    *,
+    batch_size: int,
+    device: Any,
+    max_corrupt_share: float | int,
+) -> int:
+    """Embed the images of a folder or an archive; return how many.
+
+    They are scaled as the `content` of the checkpoint says; a share of the files may be damaged.
+
+    Raises:
+        FileNotFoundError, ValueError: for images that cannot be read, and an `out` that cannot be
+            written; nothing of it is left then.
+    """
+    from jepa import run
+    from jepa.codes import embed_parts, write_codes
+    from jepa.data.image_folder import stream_images
+    from jepa.data.pixels import ToInput
+
+    fitted, names = content["preprocessing"], []
+    spec: Any = run.spec_of(content)
+    parts = stream_images(
+        path,
+        ToInput(fitted["image_size"], fitted["mean"], fitted["std"]),
+        n_channels=spec.n_channels,
+        max_corrupt_share=max_corrupt_share,
+        names=names,
+    )
+    codes = embed_parts(model.eval(), parts, batch_size=batch_size, device=device)
+    n_images = write_codes(out, model.code_names(), codes)
+    text = "".join(f"{name}\n" for name in names)
+    out.with_suffix(".files.txt").write_text(text, encoding="utf-8", errors="surrogateescape")
+    return n_images
 
 
 def transform_of(content: dict[str, Any], checkpoint: Path) -> "TableTransform":

@@ -29,6 +29,11 @@ def main(cfg: DictConfig) -> None:
     path = run.find_checkpoint(cfg.run)
     trained_cfg, model, checkpoint = run.load_model(path)
     if cfg.data.path is not None:
+        if "path" not in trained_cfg.data:
+            raise ValueError(
+                f"data.path={cfg.data.path}: the data of this run, {trained_cfg.data._target_}, is "
+                "read from no path of yours; leave the key out"
+            )
         trained_cfg.data.path = cfg.data.path
     with run.FROM_A_FILE:
         data = instantiate(trained_cfg.data)

@@ -158,6 +158,10 @@ def test_config_folder_is_the_checkouts():
         ("+model.vicreg.std_coeff=1.0", "model.vicreg_variance"),
         ("model.ema.momentum_end=1.0", "model.momentum_end"),
         ("model.use_layerscale=true", "model.layer_scale"),
+        ("+loss.jepa_loss_type=smoothl1", "model.loss"),
+        ("model.target_encoder.ema_end_decay=1.0", "model.momentum_end"),
+        ("data.use_multi_dataset=true", "data.weights"),
+        ("data.augmentation.color_jitter=0.4", "augment.brightness"),
     ],
 )
 def test_a_key_of_the_design_documents_is_refused_with_its_new_name(old, new):

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from small_hjepa import MASKING, SPEC, build, fit, images
 
-from jepa.models.hjepa import _check_spec
+from jepa.models.hjepa_checks import check_spec
 from jepa.nn import losses
 from jepa.nn.blocks import MultiBlock, RandomPatches
 from jepa.spec import ImageSpec, TabularSpec
@@ -330,7 +330,7 @@ def test_settings_that_cannot_be_are_refused_by_their_key(message, settings):
 def test_a_table_is_refused_with_a_fitting_data_set():
     spec = TabularSpec(columns=("a", "b"), cardinalities=(0, 0), quantiles=((), ()), task="none")
     with pytest.raises(ValueError, match=r"takes images.*TabularSpec.*data=digits"):
-        _check_spec(spec)
+        check_spec(spec)
 
 
 def test_a_second_view_that_the_data_does_not_give_is_refused():

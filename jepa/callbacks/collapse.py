@@ -136,9 +136,10 @@ class Collapse(L.Callback):
 
     def verdict(self, relative: dict[str, float]) -> tuple[str, str]:
         """Return the worst state of all values, and the value that gave it."""
-        worst, culprit = "healthy", ""
+        worst, culprit, known = "healthy", "", bands("features")
         for name, value in relative.items():
-            state = bands("features")[name.removeprefix("teacher_")].state(value)
+            band = known.get(name) or known[name.removeprefix("teacher_")]
+            state = band.state(value)
             if STATES.index(state) > STATES.index(worst):
                 worst, culprit = state, f"{name} is {value:.3g} of its value at step 0"
         return worst, culprit

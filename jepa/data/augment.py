@@ -92,7 +92,7 @@ class Augment:
         """Return where to look for each pixel, as `F.grid_sample` counts: -1 to 1."""
         low, high = self.area
         log_area = (low + (high - low) * area).log()
-        # DIFF(Szegedy et al., arXiv:1409.4842, Sec. 6): drawn from what fits, instead of drawing
+        # DIFF(Szegedy et al., arXiv:1409.4842): drawn from what fits, instead of drawing
         # until one fits; given the area, this is the same distribution
         widest = (-log_area).clamp(max=self.log_aspect)
         log_aspect = widest * (2.0 * aspect - 1.0)

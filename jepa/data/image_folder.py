@@ -1,18 +1,23 @@
 """Any images of yours: `data=image_folder data.path=<folder|tar|tar.xz|zip>`."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from jepa.data.archives import SUFFIXES, read_files
 from jepa.data.decode import Decoded, decode_files
 from jepa.data.images import Collection, ImageData
-from jepa.data.pixels import Images
+from jepa.data.pixels import Images, ToInput
 from jepa.data.tree import Tree, arrange
 
 _NAMED = 5  # damaged files that are named
+_PART = 1024  # files decoded at a time where they are streamed
+_NOTHING = np.empty(0, dtype=np.uint8)
 
 
 class ImageFolder(ImageData):
@@ -75,6 +80,49 @@ def read_images(
         splits[split] = Images(x[rows], None if y is None else y[rows])
         start = rows.stop
     return splits, tree, tuple(decoded.damaged)
+
+
+def stream_images(
+    path: str | Path,
+    to_input: ToInput,
+    *,
+    n_channels: int,
+    n_workers: int | None = None,
+    max_corrupt_share: float | int,
+    names: list[str],
+) -> Iterator[Tensor]:
+    """Yield model input of all images below a folder or in an archive, some at a time.
+
+    Each is cut and resized on its own, so nothing depends on what lies beside it. `names` receives
+    the name of each image that was read, in their order.
+
+    Raises:
+        ValueError: for images of other channels than the model's, too many damaged ones, or none;
+            and whatever `read_files` refuses.
+    """
+    others: list[str] = []
+    files, every = _images(path, others), Decoded()
+    while part := list(islice(files, _PART)):
+        decoded = decode_files(part, side=to_input.side, n_workers=n_workers)
+        every.damaged |= decoded.damaged
+        for name, pixels in decoded.pixels.items():
+            if pixels.ndim == 3 and n_channels == 1:
+                raise ValueError(
+                    f"{name} in {path} has colours, but the model was trained on gray images: "
+                    "convert the images"
+                )
+        if decoded.pixels:
+            names.extend(decoded.pixels)
+            yield torch.cat([_input(one, to_input, n_channels) for one in decoded.pixels.values()])
+        every.pixels |= dict.fromkeys(decoded.pixels, _NOTHING)
+    check_damage(path, every, others, max_corrupt_share)
+
+
+def _input(pixels: np.ndarray, to_input: ToInput, n_channels: int) -> Tensor:
+    """Return one image as model input; a gray one gets three equal channels where asked for."""
+    x = torch.from_numpy(np.array(pixels))  # Pillow's own memory is not to be written to
+    x = x[None] if x.ndim == 2 else x.permute(2, 0, 1)
+    return to_input(x.expand(n_channels, -1, -1)[None])
 
 
 def _images(path: str | Path, others: list[str]) -> Iterator[tuple[str, bytes | Path]]:

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from jepa.models.hjepa_checks import check_spec, check_views
 from jepa.models.hjepa_weights import transfer
 from jepa.nn.blocks import Blocks, Masking
 from jepa.nn.checks import check_choice, check_range
@@ -37,42 +38,6 @@ from jepa.spec import ImageSpec
 LAST = 4  # blocks behind the representation `last4`, as many as the evaluation of I-JEPA joins
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 REPRESENTATIONS = ("mean", "last4", "levels")
-
-
-def _check_spec(spec: object) -> None:
-    """Refuse data of another kind.
-
-    Raises:
-        ValueError: then.
-    """
-    if not isinstance(spec, ImageSpec):
-        raise ValueError(
-            f"model=hjepa takes images, but this data describes itself by {type(spec).__name__}: "
-            "give images, for example data=digits, or a model for such data"
-        )
-
-
-def _check_views(spec: ImageSpec, *, second_view: bool, compares: bool) -> None:
-    """Refuse a second view that nothing reads, and a reader without one.
-
-    Raises:
-        ValueError: naming the setting to change.
-    """
-    if second_view and not compares:
-        raise ValueError(
-            "model.second_view=true is read by the terms that compare two codes: set "
-            "model.nt_xent or model.vicreg_invariance above 0, or model.second_view=false"
-        )
-    if second_view and not spec.two_views:
-        raise ValueError(
-            "model.second_view=true, but the batches hold one view of an image: set "
-            "data.two_views=true, or model.second_view=false"
-        )
-    if spec.two_views and not second_view:
-        raise ValueError(
-            "data.two_views=true, but the model reads one view: set model.second_view=true with "
-            "model.nt_xent or model.vicreg_invariance above 0, or data.two_views=false"
-        )
 
 
 class HJEPA(L.LightningModule):
@@ -174,7 +139,7 @@ class HJEPA(L.LightningModule):
         compile: bool,
     ):
         super().__init__()
-        _check_spec(spec)
+        check_spec(spec)
         for key, value in (
             ("drop_path", drop_path),
             ("momentum", momentum),
@@ -251,7 +216,7 @@ class HJEPA(L.LightningModule):
             temperature=nt_xent_temperature,
             n_slices=n_slices,
         )
-        _check_views(spec, second_view=second_view, compares=self.terms.compares)
+        check_views(spec, second_view=second_view, compares=self.terms.compares)
         self.second_view = second_view
         self.teacher = Teacher(self.encoder)
         self.val_loss = MeanMetric()

@@ -1,7 +1,7 @@
 """Which patches of an image the context encoder sees, and which it has to predict.
 
 Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive
-Architecture" (I-JEPA), CVPR 2023, arXiv:2301.08243, Sec. 3.
+Architecture" (I-JEPA), CVPR 2023, arXiv:2301.08243.
 
 One block shape and one context count hold for a whole batch, drawn from a CPU generator, so that
 no device is waited for; places are drawn for each image on its device.

@@ -66,13 +66,13 @@ def normalize(
 def variance_loss(x: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     """Ask of every dimension a standard deviation of at least 1.
 
-    Bardes et al., "VICReg", ICLR 2022, arXiv:2105.04906, Eqs. 1 and 2.
+    The variance term of Bardes et al., "VICReg", ICLR 2022, arXiv:2105.04906.
     """
     return F.relu(1 - (x.var(0) + 1e-4).sqrt()).mean()
 
 
 def covariance_loss(x: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Ask of every two dimensions that they do not vary together (VICReg, Eqs. 3 and 4)."""
+    """Ask of every two dimensions that they do not vary together (VICReg's covariance term)."""
     centred = x - x.mean(0)
     covariance = centred.T @ centred / (len(x) - 1)
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.shape[1]
@@ -83,8 +83,8 @@ def nt_xent(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Find each row's partner among all rows of both; also return the share of `x` that does.
 
-    Chen et al., "SimCLR", ICML 2020, arXiv:2002.05709, Sec. 2.1, Eq. 1: the partners are the only
-    positives, and no row is compared with itself.
+    Chen et al., "SimCLR", ICML 2020, arXiv:2002.05709: the partners are the only positives, and no
+    row is compared with itself.
     """
     n = len(x)
     codes = F.normalize(torch.cat([x, y]).float(), dim=1)
@@ -106,8 +106,8 @@ def slices(
 def sigreg(x: Float[Tensor, "b d"], directions: Float[Tensor, "d s"]) -> Float[Tensor, ""]:
     """Ask of codes that they be distributed as a standard normal, seen along every direction.
 
-    Balestriero and LeCun, "LeJEPA", 2025, arXiv:2511.08544, Sec. 4: the Epps-Pulley statistic, the
-    squared distance of the empirical characteristic function to that of N(0, 1) under the weight
+    Balestriero and LeCun, "LeJEPA", 2025, arXiv:2511.08544: the Epps-Pulley statistic, the squared
+    distance of the empirical characteristic function to that of N(0, 1) under the weight
     exp(-t^2 / 2), times the number of rows, averaged over directions. Codes are not standardised
     before: the scale is what it has to see.
     """

@@ -1,7 +1,7 @@
 """Levels of a hierarchy: rectangles of patches, averaged in two dimensions.
 
-Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017, arXiv:1612.03144, Sec. 3:
-a way down from the coarsest level, whose features are enlarged and joined to those of the next.
+Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017, arXiv:1612.03144: a way down
+from the coarsest level, whose features are enlarged and joined to those of the next.
 
 Axes: r rectangles, n patches of one in raster order, o patches after averaging, p width in, d out.
 """
