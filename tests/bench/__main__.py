@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from jepa.allocator import keep_memory
 from tests.bench.machine import describe
 
 ENTRIES = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)])]
@@ -24,6 +25,7 @@ def main(*arguments: str) -> None:
         raise SystemExit(
             f"use: python -m tests.bench [only={'|'.join(ENTRIES)}] [quick=true] [compiled=true]"
         )
+    keep_memory()  # as `jepa.train` does, and for both sides of a comparison
     console = Console(width=None if sys.stdout.isatty() else 150)
     for name in names:
         now = datetime.now(UTC)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from jepa.allocator import keep_memory
+
 
 def describe() -> str:
     """Name processor, cores, load, Python and torch."""
@@ -71,6 +73,7 @@ def median(values: list[float]) -> float:
 
 def _measure_apart(connection, call: Callable[..., object], arguments: tuple) -> None:
     torch.set_num_threads(1)
+    keep_memory()
     result, status = call(*arguments), Path("/proc/self/status")
     peak = math.nan
     if status.exists():  # ru_maxrss would begin at the parent's
