@@ -35,7 +35,7 @@ N_DRAWS = 16  # masks tried, to plan for a crowded draw
 # On the CPU, freed pieces go back to malloc's heap and not to the system (jepa/allocator.py), and
 # little fits where they lay (posix_memalign): 1.3 to 1.8 times the live activations are resident
 # (glibc 2.36, `make bench only=plan`).
-HEAP_PIECE, HEAP_SHARE = 2**30, 1.5
+HEAP_PIECE, HEAP_SHARE = 2**30, 1.43
 CONSTRUCTORS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 

@@ -45,7 +45,7 @@ SHAPES: list[Shape] = [
     ("tjepa", 128, WIDE, 256),
     ("tjepa", 28, LARGE, 16),
     ("patchtst", 7, ETTH1, 128),
-    ("patchtst", 7, ETTH1 | {"recompute": False}, 128),
+    ("patchtst", 7, ETTH1 | {"recompute": True}, 128),
     ("patchtst", 21, {}, 128),
     ("patchtst", 25, DEEP, 64),
     ("hjepa", 32, {}, 64),
