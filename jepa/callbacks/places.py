@@ -1,0 +1,108 @@
+"""The place of a run in its epochs, in the form in which Lightning's loops go on from it exactly.
+
+Lightning notes different counters in each hook that may save, and some of them make it count a cut
+epoch as a whole one. Here every checkpoint says the same: so many epochs are complete, so many
+batches of the next one are done.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+
+
+@dataclass(frozen=True)
+class Place:
+    """Whole epochs, batches of the next one, and whether a validation is to follow them."""
+
+    epoch: int
+    batch: int
+    validate: bool = False
+
+
+def validation_due(trainer: L.Trainer) -> bool:
+    """Tell whether the schedule has a validation after the newest batch."""
+    every = trainer.check_val_every_n_epoch
+    is_epoch = every is None or (trainer.current_epoch + 1) % every == 0
+    n_batches = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    limit = trainer.val_check_batch
+    return bool(trainer.enable_validation and is_epoch and limit and n_batches % limit == 0)
+
+
+def place_of(trainer: L.Trainer, *, validated: bool) -> Place:
+    """Return where the run stands, from any hook between two batches.
+
+    Args:
+        trainer: fitting.
+        validated: whether the validation after the newest batch is done.
+    """
+    n_done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    epoch = trainer.current_epoch
+    if n_done < trainer.num_training_batches:
+        return Place(epoch, n_done)
+    if validation_due(trainer) and not validated:
+        return Place(epoch, n_done, validate=True)
+    return Place(epoch + 1, 0)
+
+
+def at_boundary(trainer: L.Trainer) -> bool:
+    """Tell whether no gradient waits for the rest of its accumulation group."""
+    n_done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    return n_done % trainer.accumulate_grad_batches == 0
+
+
+def write_place(checkpoint: dict[str, Any], place: Place) -> None:
+    """Put the place into a checkpoint's loop state."""
+    state = checkpoint["loops"]["fit_loop"]
+    epochs = place.epoch + (place.batch > 0)
+    for count in state["epoch_progress"].values():
+        count |= {"ready": epochs, "started": epochs}
+        count |= {"processed": place.epoch, "completed": place.epoch}
+    batches = state["epoch_loop.batch_progress"]
+    n_before = batches["total"]["processed"] - batches["current"]["processed"]
+    if place.batch == 0:
+        n_before = batches["total"]["processed"]
+    for name, n_done in (("total", n_before + place.batch), ("current", place.batch)):
+        batches[name] = dict.fromkeys(batches[name], n_done)
+    batches["is_last_batch"] = place.validate
+    # the count that loggers go by moves on after a validation
+    steps = checkpoint["global_step"] - place.validate
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
+    for loader in state["state_dict"].get("combined_loader", ()):
+        loader |= {"epoch": place.epoch, "position": place.batch}
+    checkpoint["epoch"] = place.epoch
+    checkpoint["place"] = {
+        "epoch": place.epoch,
+        "batch": place.batch,
+        "validate": place.validate,
+    }
+
+
+def enter(trainer: L.Trainer, place: Place) -> None:
+    """Make the loops of a restored trainer go on from the place, once they are running."""
+    loop = trainer.fit_loop
+    if place.batch and not place.validate:
+        return  # Lightning does this one right: it goes on inside the epoch
+    loop.epoch_loop.restarting = False  # else it would count the old epoch's batches as the next's
+    if place.validate:
+        validate(trainer)
+        loop.epoch_loop._batches_that_stepped += 1
+        loop.epoch_progress.increment_processed()
+        loop.epoch_progress.increment_completed()
+        loop.reset_restart_stage()
+
+
+def validate(trainer: L.Trainer) -> None:
+    """Run a validation of its own, inside the fit but outside its schedule."""
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+
+
+def off_schedule(trainer: L.Trainer) -> bool:
+    """Tell whether a validation is an extra one, of a run that stops where it is to go on later.
+
+    It is for the report alone: a run that was never stopped does not have it.
+    """
+    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return any(getattr(callback, "held", None) is not None for callback in callbacks)
