@@ -55,3 +55,4 @@ class Best(ModelCheckpoint):
             moved |= {"best_model_path": own, "kth_best_model_path": own}
             moved["best_k_models"] = {own: one for one in state_dict["best_k_models"].values()}
         super().load_state_dict(moved)
+        self.current_score = state_dict["current_score"]

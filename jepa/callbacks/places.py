@@ -82,7 +82,10 @@ def enter(trainer: L.Trainer, place: Place) -> None:
     """Make the loops of a restored trainer go on from the place, once they are running."""
     loop = trainer.fit_loop
     if place.batch and not place.validate:
-        return  # Lightning does this one right: it goes on inside the epoch
+        # Lightning goes on inside the epoch by itself, but when the schedules asked for the number
+        # of steps, the loader was built before there was a state to give it
+        loop._load_combined_loader_states()
+        return
     loop.epoch_loop.restarting = False  # else it would count the old epoch's batches as the next's
     if place.validate:
         validate(trainer)
