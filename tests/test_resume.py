@@ -12,7 +12,6 @@ from resume_cases import (
     trace,
 )
 
-
 PLACES = {
     "inside an epoch": Kill(1, 4),
     "inside an accumulation group": Kill(1, 5),

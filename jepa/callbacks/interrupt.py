@@ -12,8 +12,8 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from jepa.callbacks.events import record_event
 from jepa.callbacks.places import at_boundary

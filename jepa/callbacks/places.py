@@ -6,7 +6,7 @@ batches of the next one are done.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 
@@ -20,13 +20,17 @@ class Place:
     validate: bool = False
 
 
+def n_done(trainer: L.Trainer) -> int:
+    """Return how many batches of this epoch have been trained on."""
+    return cast(Any, trainer.fit_loop.epoch_loop.batch_progress.current).processed
+
+
 def validation_due(trainer: L.Trainer) -> bool:
     """Tell whether the schedule has a validation after the newest batch."""
     every = trainer.check_val_every_n_epoch
     is_epoch = every is None or (trainer.current_epoch + 1) % every == 0
-    n_batches = trainer.fit_loop.epoch_loop.batch_progress.current.processed
     limit = trainer.val_check_batch
-    return bool(trainer.enable_validation and is_epoch and limit and n_batches % limit == 0)
+    return bool(trainer.enable_validation and is_epoch and limit and n_done(trainer) % limit == 0)
 
 
 def place_of(trainer: L.Trainer, *, validated: bool) -> Place:
@@ -36,19 +40,17 @@ def place_of(trainer: L.Trainer, *, validated: bool) -> Place:
         trainer: fitting.
         validated: whether the validation after the newest batch is done.
     """
-    n_done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
-    epoch = trainer.current_epoch
-    if n_done < trainer.num_training_batches:
-        return Place(epoch, n_done)
+    batch, epoch = n_done(trainer), trainer.current_epoch
+    if batch < trainer.num_training_batches:
+        return Place(epoch, batch)
     if validation_due(trainer) and not validated:
-        return Place(epoch, n_done, validate=True)
+        return Place(epoch, batch, validate=True)
     return Place(epoch + 1, 0)
 
 
 def at_boundary(trainer: L.Trainer) -> bool:
     """Tell whether no gradient waits for the rest of its accumulation group."""
-    n_done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
-    return n_done % trainer.accumulate_grad_batches == 0
+    return n_done(trainer) % trainer.accumulate_grad_batches == 0
 
 
 def write_place(checkpoint: dict[str, Any], place: Place) -> None:
@@ -62,8 +64,8 @@ def write_place(checkpoint: dict[str, Any], place: Place) -> None:
     n_before = batches["total"]["processed"] - batches["current"]["processed"]
     if place.batch == 0:
         n_before = batches["total"]["processed"]
-    for name, n_done in (("total", n_before + place.batch), ("current", place.batch)):
-        batches[name] = dict.fromkeys(batches[name], n_done)
+    for name, count in (("total", n_before + place.batch), ("current", place.batch)):
+        batches[name] = dict.fromkeys(batches[name], count)
     batches["is_last_batch"] = place.validate
     # the count that loggers go by moves on after a validation
     steps = checkpoint["global_step"] - place.validate
