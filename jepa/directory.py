@@ -89,18 +89,21 @@ def how_it_ended(run_dir: Path) -> dict[str, Any] | None:
     return events[-1] if events[-1] in report["events"] else None
 
 
+def named(arguments: list[str]) -> Path | None:
+    """Return the directory that the arguments name, None where they leave it open."""
+    found = [one for one in arguments if one.startswith("hydra.run.dir=")]
+    return Path(found[-1].split("=", 1)[1].strip("'\"")) if found else None
+
+
 def go_on(arguments: list[str]) -> list[str] | None:
     """Return the arguments with which a run goes on; None if there is nothing left to do.
 
     Without any setting of what the run is, `hydra.run.dir=<directory> resume=auto` takes those it
     was started with.
     """
-    named = [one for one in arguments if one.startswith("hydra.run.dir=")]
-    if "resume=auto" not in arguments or not named:
-        return arguments
-    run_dir = Path(named[-1].split("=", 1)[1].strip("'\""))
-    recorded = recorded_overrides(run_dir)
-    if recorded is None:
+    run_dir = named(arguments)
+    recorded = None if run_dir is None else recorded_overrides(run_dir)
+    if "resume=auto" not in arguments or run_dir is None or recorded is None:
         return arguments
     ended = how_it_ended(run_dir)
     if ended is not None and sorted(what(arguments)) in (sorted(recorded), []):

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from jepa import directory
 from jepa.allocator import keep_memory
-from jepa.config import CONF, refuse_used, run_command
+from jepa.config import CONF, UserError, fail, refuse_used, run_command
 from jepa.sweeps import optuna
 
 if TYPE_CHECKING:
@@ -428,12 +428,22 @@ def best_of(trainer: "L.Trainer", objective: str) -> tuple[str | None, float | N
 
 def cli() -> None:
     """Run the command, with our sweeper behind `hydra/sweeper=optuna`."""
-    arguments = directory.go_on(sys.argv[1:]) if is_first_rank() else sys.argv[1:]
-    if arguments is None:
-        return
-    sys.argv[1:] = arguments
     optuna.register()
-    run_command(main, "config")
+    run_dir = directory.named(sys.argv[1:])
+    if run_dir is None or not run_dir.is_dir() or not is_first_rank():
+        run_command(main, "config")
+        return
+    try:
+        directory.hold(run_dir)  # before Hydra writes its files into it
+    except UserError as error:
+        fail(str(error), code=1)
+    try:
+        arguments = directory.go_on(sys.argv[1:])
+        if arguments is not None:
+            sys.argv[1:] = arguments
+            run_command(main, "config")
+    finally:
+        directory.release(run_dir)
 
 
 if __name__ == "__main__":

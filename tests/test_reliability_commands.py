@@ -38,6 +38,7 @@ def test_a_run_through_kill_sigterm_lock_and_end(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     first = start([*arguments, "hydra.run.dir=run"], tmp_path)
     wait_for(checkpoint, first)
+    first.send_signal(signal.SIGSTOP)  # in use, and not over before the next command looks
     refused = command(*arguments, "hydra.run.dir=run", "resume=auto", cwd=tmp_path, check=False)
     assert refused.returncode == 1 and "in use by process" in refused.stderr
     first.send_signal(signal.SIGKILL)
@@ -56,12 +57,30 @@ def test_a_run_through_kill_sigterm_lock_and_end(tmp_path):
     again = command("hydra.run.dir=run", "resume=auto", cwd=tmp_path)
     assert "nothing to do" in again.stdout and files_of(tmp_path / "run") == before
     shown = command("run=run", cwd=tmp_path, module="jepa.checkpoint").stdout
-    assert "good, sha256" in shown and "step 320" in shown and "probe/ridge/error" in shown
+    step = last(tmp_path / "run")["global_step"]
+    assert "good, sha256" in shown and f"step {step}\n" in shown and "probe/ridge/error" in shown
     data = bytearray(checkpoint.read_bytes())
     data[len(data) // 2] ^= 1
     checkpoint.write_bytes(data)
     broken = command("run=run", cwd=tmp_path, module="jepa.checkpoint", check=False)
     assert broken.returncode == 1 and "damaged" in broken.stderr and "step_" in broken.stderr
+
+
+def test_two_processes_leave_together_and_go_on_exactly(tmp_path):
+    arguments = [one for one in settings_of("tjepa", tmp_path) if one != "trainer=cpu"]
+    arguments += ["trainer=ddp_cpu", "data.batch_size=4", "trainer.max_epochs=20"]
+    arguments += ["callbacks.early_stopping.patience=null"]
+    whole = start([*arguments, "hydra.run.dir=whole"], tmp_path)
+    assert whole.wait(timeout=600) == 0, whole.stdout.read()
+    first = start([*arguments, "hydra.run.dir=run"], tmp_path)
+    wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", first)
+    first.send_signal(signal.SIGTERM)  # the first process alone is told
+    assert first.wait(timeout=300) == 143, first.stdout.read()
+    assert len(last(tmp_path / "run")["random"]) == 2
+    assert last(tmp_path / "run")["global_step"] < last(tmp_path / "whole")["global_step"]
+    second = start([*arguments, "hydra.run.dir=run", "resume=auto"], tmp_path)
+    assert second.wait(timeout=600) == 0, second.stdout.read()
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_one_directory_has_one_process(tmp_path):

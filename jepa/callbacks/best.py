@@ -53,6 +53,6 @@ class Best(ModelCheckpoint):
         moved = dict(state_dict) | {"dirpath": self.dirpath}
         if state_dict["best_model_path"]:
             moved |= {"best_model_path": own, "kth_best_model_path": own}
-            moved["best_k_models"] = {own: one for one in state_dict["best_k_models"].values()}
+            moved["best_k_models"] = dict.fromkeys([own], state_dict["best_model_score"])
         super().load_state_dict(moved)
         self.current_score = state_dict["current_score"]

@@ -32,7 +32,7 @@ class Terminal:
         tty.setcbreak(self.descriptor, termios.TCSANOW)
 
     def in_front(self) -> bool:
-        """Tell whether the terminal is ours now: touching it from the background stops a process."""
+        """Tell whether the terminal is ours: touching it from the background stops a process."""
         try:
             return os.tcgetpgrp(self.descriptor) == os.getpgrp()
         except OSError:
