@@ -1,6 +1,10 @@
 """A run that goes on from a checkpoint is the run that was never stopped, bit for bit."""
 
+import random
+
+import numpy as np
 import pytest
+import torch
 from resume_cases import (
     FAMILIES,
     Kill,
@@ -11,6 +15,8 @@ from resume_cases import (
     settings_of,
     trace,
 )
+
+from jepa.callbacks.random_state import random_state, set_random_state
 
 PLACES = {
     "inside an epoch": Kill(1, 4),
@@ -78,6 +84,19 @@ def test_dropout_draws_go_on_where_they_were(whole, tmp_path):
     run_until(None, tmp_path / "run", arguments)
     assert not (states[0] == last(tmp_path / "run")["random"][0]["torch"]).all()
     assert trace(folder / "run") != trace(tmp_path / "run")
+
+
+def test_every_generator_is_put_back_also_from_a_part_of_a_tensor():
+    def draw():
+        return torch.rand(3).tolist(), np.random.randn(3).tolist(), random.gauss(0, 1)
+
+    cpu = torch.device("cpu")
+    random.gauss(0, 1)  # keeps a second number for the next call
+    np.random.randn(1)
+    state = {name: torch.stack([one, one])[1] for name, one in random_state(cpu).items()}
+    first = draw()
+    set_random_state(state, cpu)
+    assert draw() == first != draw()
 
 
 @pytest.mark.slow

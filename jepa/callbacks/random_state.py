@@ -35,11 +35,12 @@ def set_random_state(state: State, device: torch.device) -> None:
     *keys, position, has_gauss = state["numpy"].tolist()
     keys = np.array(keys, dtype=np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
+    # a copy: of a part of a tensor, torch would read the whole storage, and crash
+    torch.set_rng_state(state["torch"].clone())
     if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+        torch.cuda.set_rng_state(state["cuda"].clone(), device)
     elif device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
+        torch.mps.set_rng_state(state["mps"].clone())
 
 
 def gathered(trainer: L.Trainer, state: State) -> list[State]:
@@ -47,7 +48,6 @@ def gathered(trainer: L.Trainer, state: State) -> list[State]:
     if trainer.world_size == 1:
         return [state]
     device = trainer.strategy.root_device
-    every = {}
-    for name, one in state.items():
-        every[name] = trainer.strategy.all_gather(one.to(device)).cpu()
-    return [{name: one[rank] for name, one in every.items()} for rank in range(trainer.world_size)]
+    every = {n: trainer.strategy.all_gather(one.to(device)).cpu() for n, one in state.items()}
+    ranks = range(trainer.world_size)
+    return [{name: one[rank].clone() for name, one in every.items()} for rank in ranks]
