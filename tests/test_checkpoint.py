@@ -112,7 +112,10 @@ def test_no_kill_during_a_save_leaves_the_newest_checkpoint_unreadable(tmp_path,
         reads, writes = os.pipe()
         child = os.fork()
         if child == 0:
-            write_until_killed(tmp_path, step, writes)
+            try:
+                write_until_killed(tmp_path, step, writes)
+            finally:
+                os._exit(1)  # never back into pytest
         os.close(writes)
         told = os.read(reads, 100)  # the first save is done
         time.sleep(draw.random() * 0.1)
