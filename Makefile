@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-ci test-all check bench patchtst-studies clean
+.PHONY: help setup run test test-ci test-all test-resume check bench patchtst-studies clean
 bin := .venv/bin
 parallel := --numprocesses auto --maxprocesses 4
 
@@ -27,6 +27,10 @@ test-ci: setup  ## The covering end-to-end tests; real data where JEPA_DATA is
 
 test-all: setup  ## Every test
 	$(bin)/pytest -q $(parallel) -m "slow or not slow"
+
+test-resume: setup  ## Every model killed everywhere and gone on with; 200 kills in saves, 500 flipped bits
+	JEPA_KILLS=200 JEPA_FLIPS=500 $(bin)/pytest -q $(parallel) -m resume && \
+	JEPA_FLIPS=500 $(bin)/pytest -q tests/test_checkpoint.py
 
 bench: setup  ## Speed and memory, as ratios to the floor; only=<entry> picks one
 	$(bin)/python -m tests.bench $(if $(only),only=$(only))

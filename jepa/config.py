@@ -124,7 +124,7 @@ def refuse_used(resume: str, run_dir: Path) -> None:
     Raises:
         UserError: naming the ways on.
     """
-    if resume == "never" and (run_dir / "checkpoints" / "last.ckpt").exists():
+    if resume == "never" and any((run_dir / "checkpoints").glob("*.ckpt")):
         raise UserError(
             f"{run_dir} already holds checkpoints: give resume=auto to go on from them, or another "
             "hydra.run.dir="

@@ -3,6 +3,7 @@
 Reads and writes plain dictionaries in the form of record, `schema` 1.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -66,7 +67,11 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "events.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # cut off where a run was killed
+            events.append(json.loads(line))
+    return events
 
 
 def grade(criteria: list[dict[str, Any]], report: dict[str, Any]) -> list[dict[str, Any]]:

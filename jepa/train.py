@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from jepa import directory
 from jepa.allocator import keep_memory
-from jepa.config import CONF, refuse_used, run_command
+from jepa.config import CONF, UserError, fail, refuse_used, run_command
 from jepa.sweeps import optuna
 
 if TYPE_CHECKING:
@@ -26,26 +27,45 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> float:
     """Train, score and report; return the objective for the sweeper."""
     set_variables(cfg)
-    from jepa import report, run
+    from jepa import run
 
     run_dir = Path(cfg.run_dir)
     refuse_used(cfg.resume, run_dir)
     refuse_ddp_sweep(cfg)
+    if is_first_rank():
+        directory.hold(run_dir)
     try:
         with run.FROM_THE_USER:
             return train(cfg, run_dir)
     except BaseException as error:
         if is_first_rank():
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            content = report.new(
-                status="stopped" if stopped else "failed",
-                reason="interrupted" if stopped else str(error) or type(error).__name__,
-                events=report.read_events(run_dir),
-            )
-            log.exception("the run %s", content["status"])
-            with suppress(OSError):  # a full disk must not hide why the run ended
-                report.write(run_dir, content)
+            report_early_end(error, run_dir)
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            sys.exit(130)  # Lightning makes 1 of it
         raise
+    finally:
+        if is_first_rank():
+            directory.release(run_dir)
+
+
+def report_early_end(error: BaseException, run_dir: Path) -> None:
+    """Write the report of a run that did not come to its end."""
+    from jepa import report
+
+    stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+    reason = getattr(error, "reason", "interrupted") if stopped else str(error)
+    content = report.new(
+        status="stopped" if stopped else "failed",
+        reason=reason or type(error).__name__,
+        events=report.read_events(run_dir),
+    )
+    if stopped:
+        log.warning("the run stopped: %s", reason)
+        print(f"stopped: {reason}")
+    else:
+        log.exception("the run failed")
+    with suppress(OSError):  # a full disk must not hide why the run ended
+        report.write(run_dir, content)
 
 
 def refuse_ddp_sweep(cfg: DictConfig) -> None:
@@ -92,6 +112,8 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     from hydra.utils import instantiate
 
     from jepa import report, run, screen
+    from jepa.checkpoint import CheckpointFiles
+    from jepa.resume import find_resume
     from jepa.settle import predicts_target, settle
 
     quiet()
@@ -106,7 +128,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     run.check_probes(cfg, probes, data.spec)
     model = run.build_model(cfg, data.spec)
     check_stages(stages, cfg, data, model)
-    resume = find_resume(cfg, data, model, run_dir)
+    resume, step = find_resume(cfg, data, model, run_dir, first_rank=is_first_rank())
     started = None
     if cfg.init_from is not None and resume is None:
         started = run.start_from(cfg, model)
@@ -120,7 +142,10 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         first = next(iter(data.probe_batches("train", max_rows=8, seed=0)))["x"]
         screen.show_model(model, None if cfg.model.get("compile") else first)
     callbacks = build_callbacks(cfg, data, model, probes, text)
-    trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=build_loggers(cfg))
+    loggers = build_loggers(cfg, run_dir, step)
+    trainer = instantiate(cfg.trainer)(
+        callbacks=callbacks, logger=loggers, plugins=[CheckpointFiles()]
+    )
     trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     best = best_of(trainer, cfg.objective)[0] or str(run_dir / "checkpoints" / "last.ckpt")
     reports = run_stages(stages, best)
@@ -216,28 +241,6 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def find_resume(
-    cfg: DictConfig, data: Any, model: "L.LightningModule", run_dir: Path
-) -> str | None:
-    """Return the checkpoint to go on from.
-
-    Raises:
-        ValueError: if the directory holds checkpoints and `resume` was not given, or the
-            checkpoint is of another model or table.
-    """
-    from jepa import run
-
-    refuse_used(cfg.resume, run_dir)
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if cfg.resume == "never" or (cfg.resume == "auto" and not last.exists()):
-        return None
-    path = last if cfg.resume == "auto" else run.find_checkpoint(cfg.resume, "last.ckpt")
-    content = run.read_checkpoint(path)
-    run.check_data(content, data, path)
-    run.check_model(content, cfg, model, path)
-    return str(path)
-
-
 def build_callbacks(
     cfg: DictConfig, data: Any, model: "L.LightningModule", probes: dict, text: str
 ) -> "list[L.Callback]":
@@ -263,11 +266,30 @@ def build_callbacks(
     return [Record(config=text, spec=spec, preprocessing=data.preprocessing), *callbacks]
 
 
-def build_loggers(cfg: DictConfig) -> list:
-    """Return the loggers of the config."""
+def build_loggers(cfg: DictConfig, run_dir: Path, step: int | None) -> list:
+    """Return the loggers of the config; a run that goes on keeps its runs in them.
+
+    Args:
+        cfg: settled.
+        run_dir: its loggers.json has the identity of each run in a tracking server.
+        step: from which a run goes on; None for a new one.
+    """
     from hydra.utils import instantiate
 
-    return [instantiate(node) for node in (cfg.logger or {}).values()]
+    record = run_dir / "loggers.json"
+    known = json.loads(record.read_text()) if step is not None and record.exists() else {}
+    loggers, identities = [], {}
+    for name, node in (cfg.logger or {}).items():
+        own = {"purge_step": step, "run_id": known.get(name), "id": known.get(name)}
+        keys = {key: value for key, value in own.items() if key in node and node[key] is None}
+        logger = instantiate(node, **keys)
+        loggers.append(logger)
+        if is_first_rank() and keys.keys() & {"run_id", "id"}:
+            _ = logger.experiment  # it gets its identity with the first use
+            identities[name] = logger.version
+    if identities:
+        record.write_text(json.dumps(identities) + "\n")
+    return loggers
 
 
 def finish(
@@ -330,7 +352,9 @@ def how_it_ended(trainer: "L.Trainer") -> tuple[str, str]:
     from jepa.callbacks.finish import Finish, why
 
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(callback, Finish) and callback.status != "failed":
+        if isinstance(callback, Finish):
+            if callback.status == "failed":  # there was nothing left to train
+                callback.note(trainer)
             return callback.status, callback.reason
     return why(trainer)
 
@@ -350,7 +374,21 @@ def best_of(trainer: "L.Trainer", objective: str) -> tuple[str | None, float | N
 def cli() -> None:
     """Run the command, with our sweeper behind `hydra/sweeper=optuna`."""
     optuna.register()
-    run_command(main, "config")
+    run_dir = directory.named(sys.argv[1:])
+    if run_dir is None or not run_dir.is_dir() or not is_first_rank():
+        run_command(main, "config")
+        return
+    try:
+        directory.hold(run_dir)  # before Hydra writes its files into it
+    except UserError as error:
+        fail(str(error), code=1)
+    try:
+        arguments = directory.go_on(sys.argv[1:])
+        if arguments is not None:
+            sys.argv[1:] = arguments
+            run_command(main, "config")
+    finally:
+        directory.release(run_dir)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import pytest
 from jepa.config import CONF, check_command_line
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = {"train": "config", "evaluate": "evaluate", "embed": "embed", "forecast": "forecast"}
+CONFIGS = {"train": "config"} | {
+    name: name for name in ("evaluate", "embed", "forecast", "checkpoint")
+}
 
 
 def commands():

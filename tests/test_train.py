@@ -45,7 +45,9 @@ def test_a_run_directory_holds_what_is_of_record(finished):
         "config.yaml", "environment.json", "metrics.csv", "events.jsonl", "report.json",
         "report.md", "checkpoints",
     }  # fmt: skip  # overrides.yaml, train.log and hydra.yaml come from the command
-    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {
+        "last.ckpt", "best.ckpt", "step_4.ckpt", "step_8.ckpt", "manifest.json",
+    }  # fmt: skip
 
 
 def test_the_report_has_metrics_with_intervals_beside_the_controls(finished):
@@ -196,7 +198,7 @@ def test_early_stopping_stops_and_says_why(tmp_path):
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert report["status"] == "stopped" and report["reason"].startswith("early stopping")
     steps = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert steps["epoch"] == 2  # the first validation and two without the gain
+    assert steps["epoch"] == 3  # complete: the first validation and two without the gain
 
 
 def test_without_patience_nothing_stops_early(tmp_path):

@@ -4,7 +4,6 @@ Everything is relative to step 0, on the same held-out rows; the bounds are in `
 """
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -86,7 +85,10 @@ class Collapse(L.Callback):
         if not self.reference:
             self.reference = self.measure(trainer, pl_module)
         self.checked_step = trainer.global_step
-        self._keep(trainer, pl_module)
+        if self.saved is None:
+            self._keep(trainer, pl_module)
+        if self.reason and self.action == "stop":
+            trainer.should_stop = True  # a resumed run that had stopped
 
     def on_train_batch_end(
         self,
@@ -196,14 +198,16 @@ class Collapse(L.Callback):
         self.state, self.pending, self.n_pending = "healthy", "healthy", 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Reference and state: a resumed run compares with the true step 0."""
+        """Return all that a resumed run needs to judge, and to act, as this one would."""
         return {
             "reference": self.reference,
             "state": [self.state, self.pending, self.n_pending, self.n_restores],
+            "reason": self.reason,
+            "saved": self.saved,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with them."""
-        finite = {k: v for k, v in state_dict["reference"].items() if math.isfinite(v)}
-        self.reference = finite
+        """Go on with it."""
+        self.reference = state_dict["reference"]
         self.state, self.pending, self.n_pending, self.n_restores = state_dict["state"]
+        self.reason, self.saved = state_dict["reason"], state_dict["saved"]

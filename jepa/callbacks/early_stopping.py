@@ -1,8 +1,12 @@
 """Stop when the objective has stopped improving."""
 
+from typing import Any
+
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.utilities import rank_zero_warn
+
+from jepa.callbacks.places import off_schedule
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -40,6 +44,21 @@ class EarlyStopping(LightningEarlyStopping):
                 "early stopping is off: this data has no validation split (data.val_share)"
             )
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop a resumed run that had stopped; a larger patience lets it go on."""
+        if self.on and self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add why it stopped."""
+        return super().state_dict() | {"why": self.stopping_reason_message}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting; the patience is the one of this command, not of the checkpoint."""
+        patience = self.patience
+        super().load_state_dict(state_dict)
+        self.patience, self.stopping_reason_message = patience, state_dict.get("why")
+
     def _run_early_stopping_check(self, trainer: L.Trainer) -> None:
-        if self.on:
+        if self.on and not off_schedule(trainer):
             super()._run_early_stopping_check(trainer)

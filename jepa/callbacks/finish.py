@@ -1,6 +1,6 @@
 """However a run ends: validated once, its newest weights written, the reason known."""
 
-from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Timer
@@ -8,13 +8,15 @@ from lightning.pytorch.callbacks import Timer
 from jepa.callbacks.collapse import Collapse
 from jepa.callbacks.early_stopping import EarlyStopping
 from jepa.callbacks.events import record_event
+from jepa.callbacks.interrupt import Interrupt
+from jepa.callbacks.places import validate
 
 
 class Finish(L.Callback):
     """Validate at the end if the last step has not been, and note why the run ended.
 
-    The validation runs inside the fit, so probes are logged at the last step and the checkpoint
-    callbacks write `last.ckpt` as after any other validation.
+    The validation runs inside the fit, so probes are logged at the last step, and the best
+    checkpoint may be that of the end.
     """
 
     def __init__(self, *, run_dir: str):
@@ -44,15 +46,34 @@ class Finish(L.Callback):
         """Validate, then say why."""
         has_validation = "val" in trainer.datamodule.splits  # pyright: ignore
         if has_validation and self.validated_step != trainer.global_step:
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
-        if not has_validation:  # the checkpoint callbacks follow validations
-            trainer.save_checkpoint(Path(self.run_dir) / "checkpoints" / "last.ckpt")
+            validate(trainer)
+        self.note(trainer)
+
+    def note(self, trainer: L.Trainer) -> None:
+        """Note why the run ended; `asked`: it was told to stop here, and has more to do."""
         self.status, self.reason = why(trainer)
         record_event(
-            self.run_dir, "end", step=trainer.global_step, status=self.status, reason=self.reason
+            self.run_dir,
+            "end",
+            step=trainer.global_step,
+            status=self.status,
+            reason=self.reason,
+            asked=bool(request(trainer)),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the validated step: a resumed run does not validate it again."""
+        return {"validated_step": self.validated_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.validated_step = state_dict["validated_step"]
+
+
+def request(trainer: L.Trainer) -> str:
+    """Return who asked for the stop, an empty string where nobody did."""
+    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return next((one.reason for one in callbacks if isinstance(one, Interrupt)), "")
 
 
 def why(trainer: L.Trainer) -> tuple[str, str]:
@@ -61,6 +82,8 @@ def why(trainer: L.Trainer) -> tuple[str, str]:
         return "finished", f"trainer.max_steps={trainer.max_steps} reached"
     if trainer.max_epochs is not None and trainer.current_epoch >= trainer.max_epochs > -1:
         return "finished", f"trainer.max_epochs={trainer.max_epochs} reached"
+    if asked := request(trainer):
+        return "stopped", asked
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(callback, Collapse) and callback.reason:
             return "stopped", callback.reason
