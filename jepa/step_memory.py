@@ -34,8 +34,9 @@ MOST_CHANGES = 20_000  # in a trace after the first two: ten seconds
 N_DRAWS = 16  # masks tried, to plan for a crowded draw
 # On the CPU, freed pieces go back to malloc's heap and not to the system (jepa/allocator.py), and
 # little fits where they lay (posix_memalign): 1.3 to 1.8 times the live activations are resident
-# (glibc 2.36, `make bench only=plan`).
-HEAP_PIECE, HEAP_SHARE = 2**30, 1.43
+# (glibc 2.36, `make bench only=plan`), depending on what a step allocates in which order, and on
+# whether its shapes change from step to step: models say so by `heap_share`.
+HEAP_PIECE, HEAP_SHARE = 2**30, 1.5
 CONSTRUCTORS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 
@@ -47,12 +48,15 @@ class Trace:
     changes: list[int]
     n_forward: int
 
-    def peak(self, n: int, *, heap: bool) -> float:
-        """Return the most held at a time, weighing pieces by the size they have at `n` samples."""
+    def peak(self, n: int, *, heap: float) -> float:
+        """Return the most held at a time, pieces of malloc's heap counted `heap` times.
+
+        What lies there is told by the size that a piece has at `n` samples.
+        """
         total = most = 0.0
         for change in self.changes:
-            small = heap and abs(change) * n < HEAP_PIECE * self.n
-            total += HEAP_SHARE * change if small else change
+            small = abs(change) * n < HEAP_PIECE * self.n
+            total += heap * change if small else change
             most = max(most, total)
         return most
 
@@ -67,7 +71,7 @@ class StepMemory:
     """Traces of steps on 2, 8, 32, ... samples, until the peak grows along a line."""
 
     traces: list[Trace]
-    heap: bool
+    heap: float
 
     def peak(self, n: int) -> int:
         """Return the most that a step on `n` samples holds, on the line through the two nearest."""
@@ -153,7 +157,8 @@ def trace_step(
     if checkpointing:
         checkpoint_blocks(copied)
     cast = nullcontext if autocast is None else partial(torch.autocast, device.type, autocast)
-    memory = StepMemory([], device.type == "cpu")
+    heap = getattr(model, "heap_share", HEAP_SHARE) if device.type == "cpu" else 1.0
+    memory = StepMemory([], heap)
     n = FIRST
     with torch.random.fork_rng(devices=[]), default_dtype(dtype):
         while True:

@@ -243,15 +243,15 @@ def test_masks_are_the_most_crowded_of_many_draws():
 
 def test_a_peak_is_read_off_the_line_through_the_nearest_traces():
     traces = [Trace(2, [20, -20], 1), Trace(8, [80, -80], 1), Trace(32, [200, -200], 1)]
-    memory = StepMemory(traces, heap=False)
+    memory = StepMemory(traces, heap=1.0)
     assert [memory.peak(n) for n in (1, 2, 4, 8, 20, 32, 64)] == [10, 20, 40, 80, 140, 200, 360]
 
 
 def test_only_small_pieces_lie_in_the_heap():
     size = HEAP_PIECE // 32
     trace = Trace(1, [size, -size], 1)
-    assert trace.peak(1, heap=True) > trace.peak(1, heap=False) == size
-    assert trace.peak(64, heap=True) == size  # of a piece that is mapped on its own at 64 samples
+    assert trace.peak(1, heap=1.5) == 1.5 * size == 1.5 * trace.peak(1, heap=1.0)
+    assert trace.peak(64, heap=1.5) == size  # of a piece that is mapped on its own at 64 samples
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ class HJEPA(L.LightningModule):
     """
 
     predicts_target = False
+    heap_share = 1.65  # measured: jepa/step_memory.py
 
     def __init__(
         self,
@@ -159,6 +160,8 @@ class HJEPA(L.LightningModule):
                 f"model.representation=last4 needs {LAST} blocks, got model.depth={depth}: take "
                 f"model.representation=mean, or model.depth={LAST}"
             )
+        if gradient_checkpointing:  # little is live, and what is computed again leaves holes
+            self.heap_share = 3.9
         self.levels = Levels(
             levels,
             weights=level_weights,

@@ -114,6 +114,7 @@ class SeriesModel(L.LightningModule):
     """
 
     predicts_target = False
+    heap_share = 1.36  # measured: jepa/step_memory.py
 
     def __init__(
         self,

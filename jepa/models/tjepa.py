@@ -171,6 +171,8 @@ class TJEPA(L.LightningModule):
         ValueError: if a setting is out of its range.
     """
 
+    heap_share = 1.43  # measured: jepa/step_memory.py
+
     def __init__(
         self,
         *,

@@ -21,7 +21,6 @@ from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 
-from jepa import step_memory
 from jepa.allocator import keep_memory
 from jepa.config import CONF
 from jepa.plan import plan_batch
@@ -117,7 +116,7 @@ def measure(connection: Any, shape: Shape, mapped: bool) -> None:
     train(build(model, size, **settings | small), 2, 2)
     made = build_unallocated(partial(build, model, size, **settings))
     plan = plan_batch(made, effective_batch=batch, device_bytes=2**60)
-    step_memory.HEAP_SHARE = 1.0
+    made.heap_share = 1.0  # pyright: ignore[reportAttributeAccessIssue]
     tensors = plan_batch(made, effective_batch=batch, device_bytes=2**60)
     del made
     gc.collect()
