@@ -36,7 +36,10 @@ def main(cfg: DictConfig) -> float:
         directory.hold(run_dir)
     try:
         with run.FROM_THE_USER:
-            return train(cfg, run_dir)
+            value = train(cfg, run_dir)
+        if is_first_rank():
+            show_seeds()
+        return value
     except BaseException as error:
         if is_first_rank():
             report_early_end(error, run_dir)
@@ -66,6 +69,20 @@ def report_early_end(error: BaseException, run_dir: Path) -> None:
         log.exception("the run failed")
     with suppress(OSError):  # a full disk must not hide why the run ended
         report.write(run_dir, content)
+
+
+def show_seeds() -> None:
+    """Sum up the runs of a grid so far that differ in their seed alone."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from jepa import screen, seeds
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        sweep_dir = Path(HydraConfig.get().sweep.dir)
+        with suppress(OSError, ValueError):  # the run itself has ended well
+            if lines := seeds.write(sweep_dir):
+                screen.say("\n".join([f"over seeds ({sweep_dir / 'seeds.md'}):", *lines]))
 
 
 def refuse_ddp_sweep(cfg: DictConfig) -> None:
