@@ -9,22 +9,20 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from jepa.directory import recorded_overrides
 from jepa.report import digits, write_text
 
 Summary = dict[str, dict[str, Any]]
 
 
 def read_runs(sweep_dir: Path) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
-    """Return the reports of finished runs by what they were started with, then by their seed."""
+    """Return the reports of scored runs by what they were started with, then by their seed."""
     groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for path in sorted(sweep_dir.glob("*/report.json")):
-        started = path.parent / "overrides.yaml"
         report = json.loads(path.read_text(encoding="utf-8"))
-        if not started.exists() or report["status"] == "failed":
-            continue
-        overrides = yaml.safe_load(started.read_text(encoding="utf-8")) or []
+        overrides = recorded_overrides(path.parent) or []
+        if not report["metrics"]:
+            continue  # it failed, or was interrupted before it was scored
         seeds = [one.removeprefix("seed=") for one in overrides if one.startswith("seed=")]
         if seeds:
             rest = tuple(one for one in overrides if not one.startswith("seed="))

@@ -352,8 +352,10 @@ def finish(
     report.add_stages(content, stages)
     content["criteria"] = report.grade(criteria_of(cfg), content)
     report.write(run_dir, content)
-    if draw_curves(run_dir / "plots" / "probes.png", run_dir / "metrics.csv"):
-        screen.say(f"curves of the probes: {run_dir / 'plots' / 'probes.png'}")
+    picture = run_dir / "plots" / "probes.png"
+    with suppress(OSError):  # a full disk costs the picture, not the report
+        if draw_curves(picture, run_dir / "metrics.csv"):
+            screen.say(f"curves of the probes: {picture}")
     screen.show_report(content)
     screen.say(f"run directory: {run_dir}")
     return float("nan") if value is None else value

@@ -7,6 +7,18 @@ import pandas as pd
 from hydra import compose, initialize_config_dir
 
 from jepa.config import CONF
+from jepa.spec import SeriesSpec
+
+# the daily bars of patchtst_hpo
+BARS = SeriesSpec(
+    channels=("open", "high", "low", "close", "volume"),
+    look_back=60,
+    horizon=1,
+    location=(0.0,) * 5,
+    scale=(1.0,) * 5,
+    task="binary",
+    classes=("below", "above"),
+)
 
 SMALL = (
     "data.batch_size=16", "model.width=8", "model.depth=1", "model.n_heads=2",

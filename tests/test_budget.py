@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 import yaml
+from support import BARS
 from torch import nn
 
 from jepa.budget import (
@@ -20,18 +21,8 @@ from jepa.budget import (
 from jepa.config import CONF
 from jepa.models.patchtst import PatchTST
 from jepa.plan import PlanError, count_parameters
-from jepa.spec import SeriesSpec
 from jepa.step_memory import build_unallocated
 
-BARS = SeriesSpec(
-    channels=("open", "high", "low", "close", "volume"),
-    look_back=60,
-    horizon=1,
-    location=(0.0,) * 5,
-    scale=(1.0,) * 5,
-    task="binary",
-    classes=("below", "above"),
-)
 SEARCH = yaml.safe_load((CONF / "search" / "patchtst.yaml").read_text())
 LISTED = yaml.safe_load((CONF / "search" / "patchtst_grid.yaml").read_text())["model"]
 LISTED = {key: value for key, value in LISTED.items() if key not in ("_target_", "size")}

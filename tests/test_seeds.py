@@ -9,10 +9,10 @@ import yaml
 from jepa import report, seeds
 
 
-def finished(sweep_dir, number, *overrides, value, status="finished"):
+def finished(sweep_dir, number, *overrides, value):
     entry = {"value": value, "low": None, "high": None, "n": 10}
     content = report.new(
-        status=status, reason="", metrics={"test/mse": entry},
+        status="finished", reason="", metrics={} if value is None else {"test/mse": entry},
         baselines={"closed_form": {"test/mse": entry | {"value": 0.5}}},
         controls={"untrained": {"test/mse": entry | {"value": None}}},
     )  # fmt: skip
@@ -24,10 +24,10 @@ def finished(sweep_dir, number, *overrides, value, status="finished"):
 
 def test_runs_that_differ_in_the_seed_alone_belong_together(tmp_path):
     values = [0.3, 0.4, 0.6]
+    finished(tmp_path, -1, "model=patchtst", "seed=9", value=None)  # interrupted
     for seed, value in enumerate(values):
         finished(tmp_path, seed, "model=patchtst", f"seed={seed}", value=value)
     finished(tmp_path, 3, "model=tjepa", "seed=0", value=9.0)
-    finished(tmp_path, 4, "model=patchtst", "seed=4", value=9.0, status="failed")
     finished(tmp_path, 5, "model=patchtst", value=9.0)
     lines = seeds.write(tmp_path)
     (group,) = json.loads((tmp_path / "seeds.json").read_text())

@@ -11,25 +11,15 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from support import settings
+from support import BARS, settings
 
 from jepa.plan import PlanError, count_parameters
 from jepa.resolve import check_depth, pick_device, resolve_batch, resolve_size
 from jepa.run import FROM_THE_USER
-from jepa.spec import SeriesSpec
 from jepa.sweeps.optuna import SearchSpaceSweeper, free_memory, read_space
 from jepa.sweeps.studies import main, run_all, studies
 
 HPO = ("+experiment=patchtst_hpo", "trainer=cpu")
-BARS = SeriesSpec(
-    channels=("open", "high", "low", "close", "volume"),
-    look_back=60,
-    horizon=1,
-    location=(0.0,) * 5,
-    scale=(1.0,) * 5,
-    task="binary",
-    classes=("below", "above"),
-)
 
 
 def composed(tmp_path, *overrides):
