@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-ci test-all test-resume check bench patchtst-studies clean
+.PHONY: help setup run test test-ci test-all test-resume slurm-up test-slurm slurm-down soak check bench patchtst-studies clean
 bin := .venv/bin
 parallel := --numprocesses auto --maxprocesses 4
 
@@ -28,9 +28,22 @@ test-ci: setup  ## The covering end-to-end tests; real data where JEPA_DATA is
 test-all: setup  ## Every test
 	$(bin)/pytest -q $(parallel) -m "slow or not slow"
 
+slurm-up:  ## A real SLURM of one node on this machine (root, Debian; it stays until slurm-down)
+	command -v slurmctld >/dev/null || bash tests/local_slurm.sh install
+	bash tests/local_slurm.sh up
+
+test-slurm: setup  ## The tests that need it
+	$(bin)/pytest -q tests/test_slurm.py -m slow
+
+slurm-down:  ## Stop it
+	bash tests/local_slurm.sh down
+
 test-resume: setup  ## Every model killed everywhere and gone on with; 200 kills in saves, 500 flipped bits
 	JEPA_KILLS=200 JEPA_FLIPS=500 $(bin)/pytest -q $(parallel) -m resume && \
 	JEPA_FLIPS=500 $(bin)/pytest -q tests/test_checkpoint.py
+
+soak: setup  ## Half an hour of kills: the offline H-JEPA run must end as one left alone
+	$(bin)/python tests/soak.py $(args)
 
 bench: setup  ## Speed and memory, as ratios to the floor; only=<entry> picks one
 	$(bin)/python -m tests.bench $(if $(only),only=$(only))

@@ -13,6 +13,7 @@ import support
 from resume_cases import assert_same_run, last, run_until, settings_of
 from support import run_training
 
+from jepa.callbacks import requeue
 from jepa.callbacks.interrupt import Interrupt, Leave
 from jepa.callbacks.terminal import Terminal
 
@@ -127,14 +128,14 @@ def test_max_steps_in_the_first_epoch_leaves_a_best_and_the_rest_of_the_epoch(tm
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
-    one = Interrupt(run_dir=str(tmp_path))
+    one = Interrupt(run_dir=str(tmp_path), requeue=True)
     one.note(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         one.note(signal.SIGINT, None)
 
 
 def test_other_signals_are_only_noted(tmp_path):
-    one = Interrupt(run_dir=str(tmp_path))
+    one = Interrupt(run_dir=str(tmp_path), requeue=True)
     for name in ("SIGTERM", "SIGTERM", "SIGUSR1"):
         one.note(getattr(signal, name), None)
     assert one.heard == signal.SIGUSR1 and not list(tmp_path.iterdir())
@@ -162,3 +163,36 @@ def test_without_a_terminal_nothing_happens(monkeypatch, tmp_path):
         terminal.open()
         assert terminal.key() == ""
         terminal.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "on", "code", "expected"),
+    [
+        ("SIGUSR1", "true", 0, ["requeue 12_3"]),
+        ("SIGUSR2", "true", 1, ["requeue 12_3"]),
+        ("SIGTERM", "true", 0, []),  # SLURM has decided already
+        ("SIGUSR1", "false", 0, []),
+    ],
+)
+def test_a_warned_slurm_job_goes_back_into_the_queue(
+    whole, tmp_path, monkeypatch, name, on, code, expected
+):
+    asked = tmp_path / "asked"
+    fake = tmp_path / "scontrol"
+    fake.write_text(f"#!/bin/sh\necho $@ >> {asked}\necho no such job >&2\nexit {code}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    arguments = settings_of("tjepa", whole, f"callbacks.interrupt.requeue={on}")
+    left = interrupted(At(0, 3, send(name)), tmp_path / "run", arguments)
+    assert left == 128 + getattr(signal, name)
+    assert (asked.read_text().splitlines() if asked.exists() else []) == expected
+    problems = [one["problem"] for one in events(tmp_path / "run", "requeue")]
+    assert problems == (["no such job"] if code else [""])[: len(expected)]
+
+
+def test_without_scontrol_the_reason_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "scontrol" in requeue.requeue("12")
+    assert requeue.job_of({"SLURM_JOB_ID": "12"}) == "12" and requeue.job_of({}) is None

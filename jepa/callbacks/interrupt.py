@@ -5,6 +5,7 @@ loop; a signal then leaves at once with its exit code, `STOP` and `q` let the ru
 validated, with a report, exit code 0. Both go on with `resume=auto`.
 """
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 
+from jepa.callbacks import requeue
 from jepa.callbacks.events import record_event
 from jepa.callbacks.places import at_boundary
 from jepa.callbacks.resume import Resume
@@ -38,10 +40,11 @@ class Interrupt(Checkpoint):
 
     Args:
         run_dir: `STOP` is looked for here, and removed when it is heeded.
+        requeue: under SLURM, SIGUSR1 and SIGUSR2 put the job back into the queue.
     """
 
-    def __init__(self, *, run_dir: str):
-        self.run_dir = Path(run_dir)
+    def __init__(self, *, run_dir: str, requeue: bool):
+        self.run_dir, self.requeue = Path(run_dir), requeue
         self.terminal = Terminal()
         self.handlers: dict[int, Any] = {}
         self.heard = 0  # a signal's number, or a key of ASKED; 0 for nothing
@@ -127,7 +130,19 @@ class Interrupt(Checkpoint):
         if resume.saved_step != trainer.global_step:
             resume.save(trainer)
         record_event(self.run_dir, "stop", step=trainer.global_step, by=name)
+        if trainer.is_global_zero and self.requeue and name in requeue.SIGNALS:
+            self.back_into_queue(trainer.global_step)
         raise Leave(name, rank=trainer.global_rank)
+
+    def back_into_queue(self, step: int) -> None:
+        """Ask SLURM for another start of this job, if it is one."""
+        job = requeue.job_of(os.environ)
+        if job is None:
+            return
+        problem = requeue.requeue(job)
+        record_event(self.run_dir, "requeue", step=step, job=job, problem=problem)
+        said = f"could not be requeued: {problem}" if problem else "goes back into the queue"
+        print(f"SLURM job {job} {said}", flush=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop listening; leave now if a signal came during the last validation."""

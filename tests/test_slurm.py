@@ -1,0 +1,105 @@
+"""Runs on a real SLURM: `make slurm-up test-slurm slurm-down`."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from resume_cases import assert_same_run, last, settings_of
+from test_interrupt import events
+
+from jepa.directory import how_it_ended
+
+IS_UP = (
+    bool(shutil.which("sinfo"))
+    and not subprocess.run(
+        ["sinfo", "--noheader"], capture_output=True, check=False, timeout=60
+    ).returncode
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ci,
+    pytest.mark.skipif(not IS_UP, reason="no SLURM answers here: make slurm-up"),
+]
+
+
+def ask(*line):
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+    assert not done.returncode, (line, done.stderr)
+    return done.stdout.strip()
+
+
+def until(condition, what, log):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}\n{log.read_text() if log.exists() else ''}"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def submit(tmp_path):
+    """Submit training as a user would; cancel what is left of it."""
+    jobs = []
+
+    def send(arguments, *options):
+        words = " ".join(f"'{one}'" for one in arguments)
+        script = tmp_path / "job.sh"
+        script.write_text(
+            "#!/bin/bash\n#SBATCH --requeue --open-mode=append --signal=USR1@60\n"
+            f"srun {sys.executable} -m jepa.train {words} hydra.run.dir={tmp_path / 'run'} "
+            "resume=auto\n"
+        )
+        log = tmp_path / "job.log"
+        line = ["sbatch", "--parsable", f"--output={log}", *options, str(script)]
+        jobs.append(ask(*line))
+        return jobs[-1], log
+
+    yield send
+    for job in jobs:
+        subprocess.run(["scancel", job], check=False)
+
+
+def starts(job):
+    found = ask("scontrol", "show", "job", job)
+    return int(found.split("Restarts=")[1].split()[0]), found.split("JobState=")[1].split()[0]
+
+
+def step(run_dir):
+    return last(run_dir)["global_step"] if (run_dir / "checkpoints" / "last.ckpt").exists() else 0
+
+
+def wake(job):
+    """A requeued job waits for two minutes; this one need not."""
+    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=False)
+
+
+def test_three_requeues_by_signal_by_scontrol_and_at_the_time_limit(tmp_path, submit):
+    whole = tmp_path / "whole"
+    run_dir = tmp_path / "run"
+    arguments = settings_of("tjepa", tmp_path, "callbacks.early_stopping.patience=null")
+    arguments += ["trainer.max_epochs=60"]
+    job, log = submit(arguments, "--time=30")
+    for n, how in enumerate(("signal", "scontrol", "limit"), start=1):
+        before = step(run_dir)
+        until(lambda: starts(job)[1] == "RUNNING" and step(run_dir) > before, "no step", log)
+        if how == "signal":
+            ask("scancel", "--signal=USR1", job)
+        elif how == "scontrol":
+            ask("scontrol", "requeue", job)
+        else:
+            ask("scontrol", "update", f"jobid={job}", "timelimit=1")  # within the warning: now
+        until(lambda: starts(job)[0] == n, f"not requeued by {how}", log)
+        ask("scontrol", "update", f"jobid={job}", "timelimit=30")
+        until(lambda: starts(job)[1] == "RUNNING" or wake(job), "not started again", log)
+    until(lambda: how_it_ended(run_dir) is not None, "no end", log)
+    assert len(events(run_dir, "requeue")) == 2  # the third was SLURM's own
+    assert [one["problem"] for one in events(run_dir, "requeue")] == ["", ""]
+    assert len(events(run_dir, "resume")) == 3
+    subprocess.run(
+        [sys.executable, "-m", "jepa.train", *arguments, f"hydra.run.dir={whole}"],
+        check=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert_same_run(whole, run_dir)
