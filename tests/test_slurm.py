@@ -75,24 +75,32 @@ def wake(job):
     subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=False)
 
 
+HOW = {
+    "signal": lambda job: ask("scancel", "--signal=USR1", job),
+    "scontrol": lambda job: ask("scontrol", "requeue", job),
+    # the warning comes a minute before the end: now
+    "limit": lambda job: ask("scontrol", "update", f"jobid={job}", "timelimit=1"),
+}
+
+
+def requeued(job, how, n, run_dir, log):
+    """Let the job take a step, have it requeued, and see it start again."""
+    before = step(run_dir)
+    until(lambda: starts(job)[1] == "RUNNING" and step(run_dir) > before, "no step", log)
+    HOW[how](job)
+    until(lambda: starts(job)[0] == n, f"not requeued by {how}", log)
+    ask("scontrol", "update", f"jobid={job}", "timelimit=30")
+    until(lambda: starts(job)[1] == "RUNNING" or wake(job), "not started again", log)
+
+
 def test_three_requeues_by_signal_by_scontrol_and_at_the_time_limit(tmp_path, submit):
     whole = tmp_path / "whole"
     run_dir = tmp_path / "run"
     arguments = settings_of("tjepa", tmp_path, "callbacks.early_stopping.patience=null")
     arguments += ["trainer.max_epochs=60"]
     job, log = submit(arguments, "--time=30")
-    for n, how in enumerate(("signal", "scontrol", "limit"), start=1):
-        before = step(run_dir)
-        until(lambda: starts(job)[1] == "RUNNING" and step(run_dir) > before, "no step", log)
-        if how == "signal":
-            ask("scancel", "--signal=USR1", job)
-        elif how == "scontrol":
-            ask("scontrol", "requeue", job)
-        else:
-            ask("scontrol", "update", f"jobid={job}", "timelimit=1")  # within the warning: now
-        until(lambda: starts(job)[0] == n, f"not requeued by {how}", log)
-        ask("scontrol", "update", f"jobid={job}", "timelimit=30")
-        until(lambda: starts(job)[1] == "RUNNING" or wake(job), "not started again", log)
+    for n, how in enumerate(HOW, start=1):
+        requeued(job, how, n, run_dir, log)
     until(lambda: how_it_ended(run_dir) is not None, "no end", log)
     assert len(events(run_dir, "requeue")) == 2  # the third was SLURM's own
     assert [one["problem"] for one in events(run_dir, "requeue")] == ["", ""]

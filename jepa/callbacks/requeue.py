@@ -5,7 +5,6 @@ A job hears of its end in time with `#SBATCH --signal=USR1@120` and training sta
 it preempts or what `scontrol requeue` asks for.
 """
 
-import os
 import subprocess
 from collections.abc import Mapping
 
