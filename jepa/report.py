@@ -29,6 +29,7 @@ def new(*, status: str, reason: str, **parts: Any) -> dict[str, Any]:
         "controls": {},
         "baselines": {},
         "criteria": [],
+        "vitals": [],
         "events": [],
     }
     return empty | parts
@@ -245,6 +246,14 @@ def markdown(report: dict[str, Any]) -> str:
         lines += [
             f"| {c.get('name', '')} | {asks(c)} | {show(c)} | {grade_word(c)} |"
             for c in report["criteria"]
+        ]
+        lines += [""]
+    if report["vitals"]:
+        lines += ["## Health of the run", "", "Features are relative to step 0.", ""]
+        lines += ["| name | value | state | warn | critical |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {v['name']} | {digits(v['value'])} | {v['state']} | {v['warn']} | {v['critical']} |"
+            for v in report["vitals"]
         ]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -96,6 +96,11 @@ def show_report(content: dict[str, Any]) -> None:
     for line in report.verdict(content):
         style = "bold red" if "DOES NOT BEAT" in line else ""
         console.print(line + stamp, markup=False, style=style, highlight=False, soft_wrap=True)
+    for one in content["vitals"]:
+        if one["state"] != "healthy":
+            text = f"{one['state']}: {one['name']} is {report.digits(one['value'])}"
+            style = "bold red" if one["state"] == "critical" else "yellow"
+            console.print(f"{text} (bound {one[one['state']]})", style=style, highlight=False)
     for one in content["criteria"]:
         console.print(
             f"criterion {one.get('name', '')}: {report.asks(one)}: {report.show(one)}, "

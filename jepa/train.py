@@ -322,6 +322,7 @@ def finish(
     from jepa import report, run, screen
     from jepa.curves import draw_curves
     from jepa.measure import measure
+    from jepa.vitals import read_vitals
 
     status, reason = how_it_ended(trainer)
     last = run_dir / "checkpoints" / "last.ckpt"
@@ -351,6 +352,7 @@ def finish(
         )
     report.add_stages(content, stages)
     content["criteria"] = report.grade(criteria_of(cfg), content)
+    content["vitals"] = read_vitals(run_dir / "metrics.csv")
     report.write(run_dir, content)
     picture = run_dir / "plots" / "probes.png"
     with suppress(OSError):  # a full disk costs the picture, not the report

@@ -103,10 +103,10 @@ def differences(a, b, where=""):
 
 
 def trace(run_dir):
-    """Return the rows of metrics.csv, without times."""
+    """Return the rows of metrics.csv, without times and memory."""
     with (run_dir / "metrics.csv").open() as file:
         rows = [
-            {k: v for k, v in row.items() if v and not k.startswith("time/")}
+            {k: v for k, v in row.items() if v and not k.startswith(("time/", "memory/"))}
             for row in csv.DictReader(file)
         ]
     return [row for row in rows if row.keys() - {"epoch", "step"}]

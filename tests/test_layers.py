@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "forecasting.py": {"metrics"},
     "signatures.py": set(),
     "report.py": set(),
+    "vitals.py": {"bands"},
     "config.py": {"signatures"},
 }
 

@@ -23,7 +23,7 @@ def test_a_report_has_the_keys_of_record_for_every_ending():
     content = report.new(status="failed", reason="ValueError")
     assert list(content) == [
         "schema", "status", "reason", "objective", "metrics", "controls", "baselines", "criteria",
-        "events",
+        "vitals", "events",
     ]  # fmt: skip
 
 

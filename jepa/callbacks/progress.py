@@ -17,6 +17,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from torch import Tensor
 
+from jepa.callbacks.memory import memory_share
+
 log = logging.getLogger(__name__)
 
 
@@ -24,8 +26,9 @@ class Progress(L.Callback):
     """Show the run on a terminal; write a line per epoch to train.log, and to a plain output.
 
     With the other metrics of a step it logs `time/data_share`: of the time of the steps since the
-    last record, the part spent on making their batches; beside every validation `time/samples` and
-    `time/train_s`, the samples and seconds of training so far.
+    last record, the part spent on making their batches; at the end of an epoch
+    `time/samples_per_s` and `memory/share`, of the device's memory; beside every validation
+    `time/samples` and `time/train_s`, the samples and seconds of training so far.
 
     Reading the loss waits for the device, so the bar is refreshed once a second, not every step.
     """
@@ -111,7 +114,9 @@ class Progress(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch's line."""
         rate = self.epoch_samples / max(self.epoch_s, 1e-9)
-        pl_module.log("time/samples_per_s", rate, rank_zero_only=True)
+        share = memory_share(pl_module.device)
+        logged = {"time/samples_per_s": rate, "memory/share": share}
+        pl_module.log_dict(logged, rank_zero_only=True)
         self.epoch_samples, self.epoch_s = 0, 0.0
         line = (
             f"epoch {trainer.current_epoch + 1} step {trainer.global_step} "
