@@ -16,7 +16,9 @@ from support import BARS, settings
 from jepa.plan import PlanError, count_parameters
 from jepa.resolve import check_depth, pick_device, resolve_batch, resolve_size
 from jepa.run import FROM_THE_USER
-from jepa.sweeps.optuna import SearchSpaceSweeper, free_memory, read_space
+from jepa.sweeps.in_process import free_memory
+from jepa.sweeps.optuna import SearchSpaceSweeper
+from jepa.sweeps.space import read_space
 from jepa.sweeps.studies import main, run_all, studies
 
 HPO = ("+experiment=patchtst_hpo", "trainer=cpu")
@@ -161,7 +163,9 @@ class Result:
 def sweep(task, folder, *, n_trials=4, n_jobs=1, storage=None, rate=1.0, sampler=None):
     """Sweep `x` in [0, 1] with our sweeper behind a launcher of our own."""
     sweeper = SearchSpaceSweeper.__new__(SearchSpaceSweeper)
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}, "search": None})
+    hydra = {"sweep": {"dir": str(folder)}, "overrides": {"hydra": []}}
+    config = OmegaConf.create({"hydra": hydra, "search": None, "test": True})
+    sweeper.pruner, sweeper.max_retries = "none", 0
     sweeper.sweeper = SimpleNamespace(
         config=config,
         params={"x": "choice(0.25, 0.5, 0.75)" if sampler else "interval(0.0, 1.0)"},
@@ -174,8 +178,9 @@ def sweep(task, folder, *, n_trials=4, n_jobs=1, storage=None, rate=1.0, sampler
         max_failure_rate=rate,
         custom_search_space_extender=None,
         _to_grid_sampler_choices=lambda distribution: distribution.choices,
+        _get_directions=lambda: ["minimize"],
     )
-    sweeper.sweep([])
+    sweeper.sweep(["test=false"])
     return sweeper.sweeper.launcher.seen, OmegaConf.load(folder / "optimization_results.yaml")
 
 
@@ -183,7 +188,7 @@ def sweep(task, folder, *, n_trials=4, n_jobs=1, storage=None, rate=1.0, sampler
 def freed(monkeypatch):
     """Counts how often memory is released, which takes long in a process of this size."""
     times = []
-    monkeypatch.setattr("jepa.sweeps.optuna.free_memory", lambda: times.append(1))
+    monkeypatch.setattr("jepa.sweeps.in_process.free_memory", lambda: times.append(1))
     return times
 
 
@@ -248,7 +253,7 @@ def test_failures_end_a_study_where_that_is_asked_for(tmp_path):
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match=r"max_failure_rate=0\.0"):
-        sweep(task, tmp_path, rate=0.0)
+        sweep(task, tmp_path, rate=0.0, n_trials=12)
 
 
 def test_a_grid_ends_with_its_last_point(tmp_path):
@@ -261,7 +266,7 @@ def test_a_model_without_a_space_is_told_so(tmp_path):
     sweeper = SearchSpaceSweeper.__new__(SearchSpaceSweeper)
     choices = {"runtime": {"choices": {"model": "mine"}}}
     config = OmegaConf.create({"hydra": choices, "search": None})
-    sweeper.sweeper = SimpleNamespace(config=config, params=None)
+    sweeper.sweeper = SimpleNamespace(config=config, params=None, n_trials=1, n_jobs=1)
     with pytest.raises(ValueError, match=r"conf/search/mine.yaml"):
         sweeper.sweep(["seed=1"])
 

@@ -1,204 +1,242 @@
 """`-m hydra/sweeper=optuna`: search with Optuna, by default over the model's own space.
 
-Built on Hydra's Optuna sweeper, whose settings it keeps: samplers, storage, the launchers behind
-it. Its loop is our own, because that of the plugin knows no pruned trial and ends with the first
-error.
+Built on Hydra's Optuna sweeper, whose settings it keeps: search-space syntax, samplers, storage,
+multi-objective studies. Its loop is our own (`driver.py`): that of the plugin waits for whole
+batches, knows no pruned trial, and ends with the first error.
 """
 
 import functools
-import gc
 import logging
-from collections.abc import Mapping, Sequence
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.utils import instantiate
-from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
+from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf, TPESamplerConfig
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+
+from jepa.sweeps import local
+from jepa.sweeps.driver import ASKED, Settings, Sweep
+from jepa.sweeps.in_process import InProcess
+from jepa.sweeps.report import record, summarize, write_all, write_tables
+from jepa.sweeps.space import Space, read_space
+from jepa.sweeps.study import alone, best_of, build_pruner, check_space, open_storage
+from jepa.sweeps.table import Screen
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.distributions import BaseDistribution
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Space:
-    """What is searched, and what every trial is given.
-
-    Args:
-        distributions: by key.
-        points: keys whose values are several overrides each, joined by spaces.
-        fixed: overrides of every trial.
-    """
-
-    distributions: "dict[str, BaseDistribution]"
-    points: frozenset[str]
-    fixed: tuple[str, ...]
-
-    def overrides(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the overrides of a trial; those of a point come last, and win."""
-        single = [f"{k}={write(v)}" for k, v in values.items() if k not in self.points]
-        several = [one for key in values if key in self.points for one in values[key].split(" ")]
-        return (*self.fixed, *single, *several)
-
-
-def read_space(search: Mapping[str, Any], arguments: Sequence[str]) -> Space:
-    """Read a search space and the arguments of the command, which win.
-
-    A value of the space is a sweep as on the command line (`choice(1, 2)`), a plain value, or a
-    constructor call that returns a list of values or of points (mappings from key to value).
-    """
-    from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
-    from optuna.distributions import CategoricalDistribution
-
-    parser = OverridesParser.create()
-    given = [parser.parse_override(argument) for argument in arguments]
-    taken = {override.key_or_group for override in given}
-    distributions: dict[str, BaseDistribution] = {}
-    points, fixed = set(), []
-    for key, value in search.items():
-        if key in taken:
-            continue
-        if isinstance(value, DictConfig):
-            values = instantiate(value, _execution_whitelist_=("jepa.budget.*",))
-            if isinstance(values[0], Mapping):
-                points.add(key)
-                values = [" ".join(f"{k}={write(v)}" for k, v in one.items()) for one in values]
-            distributions[key] = CategoricalDistribution(values)
-        else:
-            given.append(parser.parse_override(f"{key}={write(value)}"))
-    for override in given:
-        if override.is_sweep_override():
-            key = override.get_key_element()
-            distributions[key] = create_optuna_distribution_from_override(override)
-        else:
-            fixed.append(override.input_line)
-    return Space(distributions, frozenset(points), tuple(fixed))
-
-
-def write(value: object) -> str:
-    """Write a value as an override has it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+PAGE_S = 60.0  # between two drawings of report.html
 
 
 class SearchSpaceSweeper(OptunaSweeper):
-    """Sweep `cfg.search` when no space is given by hand; prune trials that fit no device."""
+    """Sweep `cfg.search` when no space is given by hand.
+
+    Args:
+        pruner: `median`, `hyperband` or `none`; it sees the objective at every validation.
+        max_retries: of a trial that the machine failed.
+        plugin: the settings of Hydra's own sweeper.
+    """
+
+    def __init__(self, *, pruner: str, max_retries: int, **plugin: Any):
+        super().__init__(**plugin)
+        self.pruner, self.max_retries = pruner, max_retries
 
     def sweep(self, arguments: list[str]) -> None:
         """Run trials until there are `n_trials` in the study, those of earlier commands included.
 
         Raises:
             ValueError: if there is nothing to search; Optuna would repeat one run n times.
+            UserError: if the study cannot be opened, or is of another space.
             PlanError: if every trial was pruned, as none fits.
+            RuntimeError: if too many trials failed.
         """
-        import optuna
-
         plugin = self.sweeper
         config = plugin.config
         assert config is not None  # set up before a sweep starts
-        if not any(argument.startswith("test=") for argument in arguments):
+        if plugin.n_trials < 1 or plugin.n_jobs < 1:
+            raise ValueError(
+                "hydra.sweeper.n_trials and n_jobs must be at least 1, "
+                f"got n_trials={plugin.n_trials}, n_jobs={plugin.n_jobs}"
+            )
+        space = self.read_space(arguments)
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)  # its storage may lie there
+        with alone(folder):  # two drivers would both create its tables
+            study = self.open_study(space, folder)
+        launcher = self.launcher(len(study.directions))
+        record(
+            folder,
+            storage=plugin.storage,
+            name=study.study_name,
+            command=getattr(launcher, "command", None) or local.own_command(),
+        )
+        with Screen(study, n_trials=plugin.n_trials, n_jobs=plugin.n_jobs, folder=folder) as screen:
+            pages = Pages(study, folder)
+
+            def told(trial: Any, outcome: Any) -> None:
+                screen.tell(trial, outcome)
+                pages.write()
+
+            sweep = Sweep(
+                study,
+                space,
+                launcher.start,
+                launcher.ready,
+                folder,
+                Settings(
+                    n_trials=plugin.n_trials,
+                    n_jobs=plugin.n_jobs if isinstance(launcher, local.LocalLauncher) else 1,
+                    max_failure_rate=plugin.max_failure_rate,
+                    max_retries=self.max_retries,
+                    extender=plugin.custom_search_space_extender,
+                    config=config,
+                ),
+                told,
+                screen.show,
+            )
+            try:
+                sweep.run()
+            finally:
+                pages.finish()
+        leave_if_asked(sweep.heard)
+        conclude(study, folder)
+        if config.get("test") and "test=false" not in arguments:
+            test_best(study, folder)
+
+    def read_space(self, arguments: list[str]) -> Space:
+        """Return the space of the command, or of the model.
+
+        Raises:
+            ValueError: if there is nothing to search.
+        """
+        plugin, config = self.sweeper, self.sweeper.config
+        assert config is not None  # set up before a sweep starts
+        if "test" in config and not any(one.startswith("test=") for one in arguments):
             arguments = [*arguments, "test=false"]  # the test split is for the best trial, once
         search: Any = plugin.params or config.get("search") or {}
         space = read_space(dict(search), arguments)
         if not space.distributions:
-            model = config.hydra.runtime.choices.model
+            model = config.hydra.runtime.choices.get("model")
             raise ValueError(f"no search space for {model=}: write conf/search/{model}.yaml")
-        Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # its storage may lie there
+        return space
+
+    def open_study(self, space: Space, folder: Path) -> "optuna.Study":
+        """Return the study, new or of an earlier command.
+
+        Raises:
+            UserError: if its storage cannot be opened, or it is of another space.
+        """
+        import optuna
+
+        plugin, config = self.sweeper, self.sweeper.config
+        assert config is not None  # set up before a sweep starts
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # the screen says it
         study = optuna.create_study(
-            study_name=plugin.study_name,
-            storage=plugin.storage,
+            study_name=plugin.study_name or config.get("study") or folder.name,
+            storage=open_storage(plugin.storage, folder),
             sampler=build_sampler(plugin, space),
-            direction="minimize",
+            pruner=build_pruner(self.pruner),
+            directions=plugin._get_directions(),  # pyright: ignore[reportArgumentType]
             load_if_exists=True,
         )
-        while (left := n_left(study, plugin.n_trials)) > 0:
-            self.launch(study, space, min(left, plugin.n_jobs))
-            free_memory()
-        conclude(study, Path(config.hydra.sweep.dir))
+        check_space(study, space)
+        if study.trials:  # the same draws again would repeat the first trials
+            study.sampler = build_sampler(plugin, space, shift=len(study.trials))
+        return study
 
-    def launch(self, study: "optuna.Study", space: Space, n: int) -> None:
-        """Run `n` trials and tell the study how each ended."""
-        plugin = self.sweeper
-        assert plugin.launcher is not None  # set up before a sweep starts
-        trials = [study.ask() for _ in range(n)]
-        for trial in trials:
-            for key, distribution in space.distributions.items():
-                trial._suggest(key, distribution)
-            if plugin.custom_search_space_extender:
-                plugin.custom_search_space_extender(plugin.config, trial)  # pyright: ignore
-        overrides = [space.overrides(trial.params) for trial in trials]
-        returns = plugin.launcher.launch(overrides, initial_job_idx=trials[0].number)
-        failed = 0
-        for trial, result in zip(trials, returns, strict=True):
-            failed += not tell(study, trial, result)
-        if failed > plugin.max_failure_rate * n:
-            raise RuntimeError(
-                f"{failed} of {n} trials failed, more than hydra.sweeper.max_failure_rate="
-                f"{plugin.max_failure_rate} allows: see the logs in their directories"
-            )
+    def launcher(self, n_objectives: int) -> Any:
+        """Return what starts trials: a process for each, unless another launcher was asked for."""
+        plugin, config = self.sweeper, self.sweeper.config
+        assert config is not None and plugin.launcher is not None  # set up before a sweep starts
+        launcher = plugin.launcher
+        asked = [one for one in config.hydra.overrides.hydra if "launcher" in one]
+        if not isinstance(launcher, local.LocalLauncher):
+            if asked or type(launcher).__name__ != "BasicLauncher":
+                return InProcess(launcher, n_objectives=n_objectives)
+            launcher = local.LocalLauncher()
+            launcher.config = config
+        launcher.n_jobs, launcher.n_objectives = plugin.n_jobs, n_objectives
+        return launcher
 
 
-def tell(study: "optuna.Study", trial: "optuna.Trial", result: Any) -> bool:
-    """Tell the study and the log how a trial ended; False if it failed."""
-    from optuna.samplers import GridSampler
-    from optuna.trial import TrialState
+class Pages:
+    """Writes the tables after every trial; a process of its own draws the page, now and then."""
 
-    from jepa.plan import PlanError
+    def __init__(self, study: "optuna.Study", folder: Path):
+        self.study, self.folder = study, folder
+        self.began = time.monotonic()
+        self.drawing: subprocess.Popen | None = None
 
-    try:
-        value = float(result.return_value)
-        state = TrialState.FAIL if value != value else TrialState.COMPLETE
-        ended = "no objective" if value != value else f"{value:.6g}"
-    except PlanError as error:
-        value, state, ended = None, TrialState.PRUNED, f"pruned: {error}"
-    except Exception as error:  # whatever a run can raise; the next trial may do better
-        value, state, ended = None, TrialState.FAIL, f"failed: {type(error).__name__}: {error}"
-    trial.set_user_attr("ended", ended)
-    try:
-        study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
-    except RuntimeError:  # a grid stops a loop of Optuna's at its last point; this one is ours
-        if not isinstance(study.sampler, GridSampler):
-            raise
-    log.info("trial %s: %s", trial.number, ended)
-    return state != TrialState.FAIL
+    def write(self) -> None:
+        """Write; plots take seconds, and trials are not to wait for them."""
+        with suppress(OSError):  # a full disk costs a table, not the sweep
+            write_tables(self.study, self.folder)
+            drawn = self.drawing is None or self.drawing.poll() is not None
+            if drawn and time.monotonic() - self.began > PAGE_S:
+                self.began = time.monotonic()
+                line = [sys.executable, "-m", "jepa.sweeps.report", f"run={self.folder}"]
+                silent = subprocess.DEVNULL
+                self.drawing = subprocess.Popen(line, stdout=silent, stderr=silent)
 
-
-def build_sampler(plugin: Any, space: Space) -> "optuna.samplers.BaseSampler":
-    """Return the sampler; that of a grid is still to be told the space."""
-    if not isinstance(plugin.sampler, functools.partial):
-        return plugin.sampler
-    choices = plugin._to_grid_sampler_choices
-    return plugin.sampler({key: choices(one) for key, one in space.distributions.items()})
+    def finish(self) -> None:
+        """Write everything, once the last trial is told."""
+        if self.drawing is not None:
+            self.drawing.wait()
+        with suppress(OSError):
+            write_all(self.study, self.folder)
 
 
-def n_left(study: "optuna.Study", n_trials: int) -> int:
-    """Return how many trials are to run; those that a killed process left do not count."""
-    import optuna
+def leave_if_asked(heard: int) -> None:
+    """Leave with the exit code of the signal that ended the sweep; say how it goes on."""
+    if not heard:
+        return
+    by = ASKED.get(heard) or signal.Signals(heard).name
+    print(f"stopped by {by}: the same command goes on", flush=True)
+    sys.exit(max(0, 128 + heard) if heard > 0 else 0)
 
-    sampler = study.sampler
-    if isinstance(sampler, optuna.samplers.GridSampler):
-        n_trials = min(n_trials, len(sampler._all_grids))
-    return n_trials - sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+
+def test_best(study: "optuna.Study", folder: Path) -> None:
+    """Score the best checkpoint of the best trial on the test split, once."""
+    best = best_of(study.get_trials(deepcopy=False))
+    if best is None or study.user_attrs.get("tested") == best.number:
+        return
+    directory = folder / str(best.number)
+    line = [sys.executable, "-m", "jepa.evaluate", f"run={local.quoted(str(directory))}"]
+    print(f"the best trial, {best.number}, on the test split:", flush=True)
+    done = subprocess.run([*line, "split=test"], check=False)
+    if done.returncode == 0:
+        study.set_user_attr("tested", best.number)
 
 
-def free_memory() -> None:
-    """Let go of what a trial has left: cycles, and the blocks that the device's allocator keeps."""
-    gc.collect()
-    import torch
+def build_sampler(plugin: Any, space: Space, *, shift: int = 0) -> "optuna.samplers.BaseSampler":
+    """Return the sampler; that of a grid is still to be told the space.
 
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
+    Args:
+        plugin: the stock sweeper, with the sampler as it was asked for.
+        space: what is searched.
+        shift: added to its seed.
+    """
+    sampler = plugin.sampler
+    if isinstance(sampler, functools.partial):
+        choices = plugin._to_grid_sampler_choices
+        return sampler({key: choices(one) for key, one in space.distributions.items()})
+    node = plugin.config.hydra.get("sweeper", {}).get("sampler")
+    if not shift or node is None or node.get("seed") is None:
+        return sampler
+    shifted = OmegaConf.merge(node, {"seed": node.seed + shift})
+    allowed = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
+    return instantiate(shifted, _execution_whitelist_=allowed)
 
 
 def conclude(study: "optuna.Study", folder: Path) -> None:
@@ -208,29 +246,40 @@ def conclude(study: "optuna.Study", folder: Path) -> None:
         PlanError: if every trial was pruned.
         RuntimeError: if no other trial came to an end either.
     """
-    from jepa.plan import PlanError
-
-    trials = study.get_trials(deepcopy=False)
-    ended = [trial.state.name.lower() for trial in trials]
-    counts = {state: ended.count(state) for state in ("complete", "pruned", "fail")}
+    counts = summarize(study)
     results: dict[str, Any] = {"name": "optuna", "trials": counts}
-    if counts["complete"]:
+    if counts["complete"] and len(study.directions) > 1:
+        results["solutions"] = [{"params": t.params, "values": t.values} for t in study.best_trials]
+    elif counts["complete"]:
         best = study.best_trial
         results |= {"best_trial": best.number, "best_value": best.value, "best_params": best.params}
         log.info("best of %s: trial %s, %.6g, %s", counts, best.number, best.value, best.params)
     OmegaConf.save(OmegaConf.create(results), folder / "optimization_results.yaml")
     if not counts["complete"]:
-        last = trials[-1].user_attrs.get("ended", "")
+        from jepa.plan import PlanError
+
+        last = study.trials[-1].user_attrs.get("ended", "")
         error = PlanError if counts["pruned"] and not counts["fail"] else RuntimeError
         raise error(f"no trial was completed, of {counts}; the last: {last}")
 
 
 @dataclass
 class SearchSpaceSweeperConf(OptunaSweeperConf):
-    """The plugin's settings, with our class behind them; a failed trial does not end a study."""
+    """The plugin's settings, with our class behind them."""
 
     _target_: str = f"{__name__}.{SearchSpaceSweeper.__name__}"
-    max_failure_rate: float = 1.0
+    n_jobs: int = 1
+    max_failure_rate: float = 0.5  # of the trials told, once there are ten
+    max_retries: int = 3
+    pruner: str = "median"  # hyperband | none
+
+
+@dataclass
+class SeededTPEConf(TPESamplerConfig):
+    """The plugin's default sampler, seeded, and aware of the trials in flight."""
+
+    seed: Any = "${oc.select:seed,0}"
+    constant_liar: bool = True
 
 
 def register() -> None:
@@ -239,10 +288,12 @@ def register() -> None:
     Discovering plugins stores the plugin's own node under that name, so discovery comes first.
     """
     Plugins.instance().register(SearchSpaceSweeper)
-    ConfigStore.instance().store(
-        group="hydra/sweeper",
-        name="optuna",
-        node=SearchSpaceSweeperConf,
-        provider="jepa",
-        replace=True,
-    )
+    local.register()
+    nodes = {
+        ("hydra/sweeper", "optuna"): SearchSpaceSweeperConf,
+        ("hydra/sweeper/sampler", "tpe"): SeededTPEConf,
+    }
+    for (group, name), node in nodes.items():
+        ConfigStore.instance().store(
+            group=group, name=name, node=node, provider="jepa", replace=True
+        )

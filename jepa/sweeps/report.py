@@ -1,0 +1,225 @@
+"""What a sweep leaves to read: trials.csv, best.yaml and report.html in its directory.
+
+`python -m jepa.sweeps.report run=<sweep directory>` writes them again from the study alone.
+"""
+
+import base64
+import csv
+import html
+import io
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from jepa.config import UserError, fail
+from jepa.sweeps import study as studies
+
+if TYPE_CHECKING:
+    import optuna
+
+RECORD = "sweep.yaml"  # how the sweep was started: what a report needs beside the study
+STYLE = """
+body { font: 15px sans-serif; max-width: 70em; margin: 2em auto }
+td, th { padding: .2em .8em; text-align: left }
+pre { white-space: pre-wrap; background: #eee; padding: 1em }
+img { max-width: 100% }
+"""
+FIRST = ["number", "state", "value", "reason", "seconds", "directory"]
+
+
+def record(folder: Path, *, storage: str | None, name: str, command: Sequence[str]) -> None:
+    """Note where the study lies and what each trial runs."""
+    content = {"storage": storage, "study": name, "command": list(command)}
+    write(folder / RECORD, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file that is whole or not there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_tables(study: "optuna.Study", folder: Path) -> None:
+    """Write trials.csv and best.yaml."""
+    trials = study.get_trials(deepcopy=False)
+    keys = sorted({key for trial in trials for key in trial.params})
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([*FIRST, *keys])
+    for trial in trials:
+        rows.writerow([*row(trial, folder), *(trial.params.get(key, "") for key in keys)])
+    write(folder / "trials.csv", text.getvalue())
+    best = [studies.best_of(trials)] if len(study.directions) == 1 else study.best_trials
+    if best := [one for one in best if one is not None]:
+        found = [describe(one, folder) for one in best]
+        content = found[0] if len(study.directions) == 1 else {"pareto": found}
+        write(folder / "best.yaml", OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def row(trial: Any, folder: Path) -> list[Any]:
+    """Return what trials.csv says of a trial of any state, without its parameters."""
+    value = " ".join(map(repr, trial.values)) if trial.values else ""
+    directory = folder / str(trial.number)
+    return [
+        trial.number,
+        "LOST" if trial.user_attrs.get(studies.LOST) else trial.state.name,
+        value,
+        trial.user_attrs.get("ended", ""),
+        trial.user_attrs.get("seconds", ""),
+        directory if directory.exists() else "",
+    ]
+
+
+def describe(trial: Any, folder: Path) -> dict[str, Any]:
+    """Return a trial's values and parameters, and the command that runs it again."""
+    values = [float(one) for one in trial.values]
+    return {
+        "trial": trial.number,
+        "value": values[0] if len(values) == 1 else values,
+        "params": dict(trial.params),
+        "directory": str(folder / str(trial.number)),
+        "command": reproduce(trial, folder),
+    }
+
+
+def reproduce(trial: Any, folder: Path) -> str:
+    """Return the command of a trial, as one types it."""
+    path = folder / RECORD
+    base = [str(one) for one in OmegaConf.load(path).command] if path.exists() else []
+    return shlex.join([*base, *trial.user_attrs.get("overrides", [])])
+
+
+def summarize(study: "optuna.Study") -> dict[str, int]:
+    """Return how many trials ended how; the lost ones apart."""
+    trials = studies.counted(study)
+    ended = [one.state.name.lower() for one in trials]
+    return {state: ended.count(state) for state in ("complete", "pruned", "fail")}
+
+
+def write_page(study: "optuna.Study", folder: Path) -> None:
+    """Write report.html: one file with Optuna's own plots and the failures."""
+    counts = summarize(study)
+    parts = [f"<h1>{html.escape(study.study_name)}</h1>", f"<p>{counts}</p>"]
+    best = studies.best_of(study.get_trials(deepcopy=False))
+    if best is not None and len(study.directions) == 1:
+        shown = "".join(
+            f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>"
+            for k, v in {"value": best.values[0], **best.params}.items()
+        )
+        command = html.escape(reproduce(best, folder))
+        parts += [f"<h2>Best: trial {best.number}</h2><table>{shown}</table>"]
+        parts += [f"<pre>{command}</pre>"]
+    for title, picture in pictures(study):
+        parts.append(f"<h2>{title}</h2><img src='data:image/png;base64,{picture}'>")
+    parts += failures(study, folder)
+    page = f"<!doctype html><meta charset='utf-8'><style>{STYLE}</style>" + "\n".join(parts)
+    write(folder / "report.html", page + "\n")
+
+
+def failures(study: "optuna.Study", folder: Path) -> list[str]:
+    """Return a table of the trials that failed or were lost."""
+    failed = [one for one in study.get_trials(deepcopy=False) if one.state.name == "FAIL"]
+    if not failed:
+        return []
+    lines = ["<h2>Failures</h2><table><tr><th>trial</th><th>state</th><th>reason</th></tr>"]
+    for trial in failed:
+        number, state, _, reason, *_ = row(trial, folder)
+        lines.append(
+            f"<tr><td>{number}</td><td>{state}</td><td>{html.escape(str(reason))}</td></tr>"
+        )
+    return [*lines, "</table>"]
+
+
+def pictures(study: "optuna.Study") -> list[tuple[str, str]]:
+    """Return Optuna's plots as (title, png in base64); those that say something."""
+    complete = [one for one in study.get_trials(deepcopy=False) if one.state.name == "COMPLETE"]
+    if len(complete) < 2 or len(study.directions) > 1:
+        return []
+    import warnings
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import optuna.visualization.matplotlib as plots
+    from matplotlib import pyplot
+
+    keys = sorted({key for one in complete for key in one.params})
+    draw = {
+        "History": lambda: plots.plot_optimization_history(study),
+        "Importance of the parameters": lambda: plots.plot_param_importances(study),
+        "Parallel coordinates": lambda: plots.plot_parallel_coordinate(study),
+        "Slices": lambda: plots.plot_slice(study),
+        "Contours": lambda: plots.plot_contour(study, params=important(study, keys)),
+    }
+    found = []
+    for title, plot in draw.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is experimental, of every call
+            try:
+                plot()
+            except (ValueError, RuntimeError, ZeroDivisionError):
+                pyplot.close("all")  # too few trials, or too much alike, for this one
+                continue
+        figure = pyplot.gcf()
+        figure.set_size_inches(11, 5)
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=90, bbox_inches="tight")
+        pyplot.close("all")
+        found.append((title, base64.b64encode(data.getvalue()).decode()))
+    return found
+
+
+def important(study: "optuna.Study", keys: list[str]) -> list[str]:
+    """Return the few parameters that matter most: contours of all pairs would fill a wall."""
+    import optuna
+
+    try:
+        return list(optuna.importance.get_param_importances(study))[:3]
+    except (ValueError, RuntimeError, ZeroDivisionError):
+        return keys[:3]
+
+
+def write_all(study: "optuna.Study", folder: Path) -> None:
+    """Write everything there is to read."""
+    write_tables(study, folder)
+    write_page(study, folder)
+
+
+def main(*arguments: str) -> None:
+    """Write the reports of a sweep directory again.
+
+    Raises:
+        UserError: if it is none.
+    """
+    import optuna
+
+    settings = dict(one.split("=", 1) for one in arguments if "=" in one)
+    if settings.keys() != {"run"} or len(arguments) != 1:
+        raise UserError("use: python -m jepa.sweeps.report run=<sweep directory>")
+    folder = Path(settings["run"])
+    if not (folder / RECORD).exists():
+        raise UserError(f"run={folder} is no directory of a sweep: it has no {RECORD}")
+    known = OmegaConf.load(folder / RECORD)
+    storage = studies.open_storage(known.storage, folder)
+    study = optuna.load_study(study_name=known.study, storage=storage)
+    write_all(study, folder)
+    print(f"{json.dumps(summarize(study))}\nwritten: {folder / 'report.html'}")
+
+
+def cli() -> None:
+    """Run the command."""
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        fail(str(error), code=2)
+
+
+if __name__ == "__main__":
+    cli()
