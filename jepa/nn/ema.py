@@ -4,6 +4,12 @@ import copy
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+
+
+def has_gradients(optimizer: Optimizer) -> bool:
+    """Tell whether the newest step moved anything; a guard takes the gradients of a broken one."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 class Teacher(nn.Module):
