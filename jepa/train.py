@@ -273,7 +273,7 @@ def build_callbacks(
     from jepa.measure import raw_inputs
     from jepa.run import spec_state
 
-    built = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+    built = [instantiate(node) for node in cfg.callbacks.values() if node]
     if probes or not getattr(model, "predicts_target", False):
         known = {"probes": probes, "raw": partial(raw_inputs, data.spec)}
         callbacks = [c(**known) if isinstance(c, partial) else c for c in built]

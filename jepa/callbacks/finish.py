@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Timer
 from jepa.callbacks.collapse import Collapse
 from jepa.callbacks.early_stopping import EarlyStopping
 from jepa.callbacks.events import record_event
+from jepa.callbacks.guard import Guard
 from jepa.callbacks.interrupt import Interrupt
 from jepa.callbacks.places import validate
 
@@ -85,7 +86,7 @@ def why(trainer: L.Trainer) -> tuple[str, str]:
     if asked := request(trainer):
         return "stopped", asked
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(callback, Collapse) and callback.reason:
+        if isinstance(callback, Collapse | Guard) and callback.reason:
             return "stopped", callback.reason
         if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
             return "stopped", f"early stopping: {callback.stopping_reason_message}"
