@@ -6,10 +6,8 @@ import lightning as L
 import pytest
 import support
 import torch
-from resume_cases import FAMILIES, Killed, assert_same_run, last, settings_of
+from resume_cases import last, settings_of
 from support import run_training
-
-from jepa.callbacks.guard import Guard
 
 QUICK = (
     "trainer.max_epochs=2", "callbacks.collapse=null", "callbacks.early_stopping.patience=null",

@@ -50,9 +50,13 @@ class Divergence:
     def verdict(self) -> str:
         """Return what shows that the run diverges; nothing where it does not."""
         if self.loss_ratio is not None and self.mean > self.loss_ratio * self.best:
-            return f"the training loss is {self.mean / self.best:.3g} times its best {self.best:.4g}"
+            return (
+                f"the training loss is {self.mean / self.best:.3g} times its best {self.best:.4g}"
+            )
         if self.rising is not None and self.n_rising >= self.rising:
-            return f"the objective rose {self.n_rising} validations in a row, to {self.objective:.4g}"
+            return (
+                f"the objective rose {self.n_rising} validations in a row, to {self.objective:.4g}"
+            )
         return ""
 
     def state_dict(self) -> dict[str, Any]:

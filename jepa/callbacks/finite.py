@@ -1,4 +1,4 @@
-"""Whether a step is made of numbers, in one question to the device, and how to drop one that is not.
+"""Whether a step is made of numbers, and how to drop one that is not.
 
 What a step read is kept until it is over, so that a broken one can be looked at.
 """
@@ -61,7 +61,7 @@ def broken(tensors: list[Tensor]) -> Tensor:
     found = torch.zeros(1, device=device)
     if device.type in ("cpu", "cuda"):  # made for loss scaling: one kernel for all of them
         one = torch.ones(1, device=device)
-        torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, one)
+        torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, one)  # pyright: ignore[reportPrivateImportUsage]
         return found[0]
     return 1.0 - torch.nn.utils.get_total_norm(tensors).isfinite().float()
 

@@ -18,10 +18,12 @@ from jepa.callbacks.divergence import Divergence
 from jepa.callbacks.dump import write_dump
 from jepa.callbacks.events import record_event
 from jepa.callbacks.finite import Step, drop, generators, look, running_statistics, verdict
+from jepa.callbacks.memory import save_intact
 from jepa.callbacks.pace import Pace
 from jepa.callbacks.places import at_boundary, off_schedule
 from jepa.callbacks.rollback import put_back, refresh_rates, scale_rates, snapshot
 from jepa.callbacks.schedule import Schedules
+from jepa.failures import is_out_of_memory
 
 
 class Guard(L.Callback):
@@ -81,6 +83,7 @@ class Guard(L.Callback):
         self.saved: dict[str, Any] | None = None
         self.step, self.buffers = Step(), list[Tensor]()
         self.every, self.seen_step = 1, -1
+        self.stepping = False  # the optimizer is at work: weights may be of two steps
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Copy what training starts from, unless a resumed run brought better weights."""
@@ -116,6 +119,7 @@ class Guard(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         """Let a good step through, and none that is broken."""
+        self.stepping = True
         loss, finite = look(trainer, self.step, optimizer)
         found = verdict(trainer, loss, finite)
         if found == "good":
@@ -124,6 +128,7 @@ class Guard(L.Callback):
             self.wanted = self.wanted or self.divergence.verdict()
             return
         drop(self.step, optimizer)
+        self.stepping = False
         if found == "broken":
             self.skip(trainer, pl_module, loss)
 
@@ -151,7 +156,7 @@ class Guard(L.Callback):
         """After a step, go back if that is wanted, copy healthy weights, look at the clock."""
         if trainer.global_step == self.seen_step:
             return
-        self.seen_step = trainer.global_step
+        self.seen_step, self.stepping = trainer.global_step, False
         self.step = Step()
         self.act(trainer, pl_module)
         if self.seen_step % self.every == 0 and self.is_healthy():
@@ -174,6 +179,13 @@ class Guard(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go back if the validation asks for it, before the checkpoint after it."""
         self.act(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Write a checkpoint where memory ran out within a step: the next attempt starts there."""
+        if self.out_of_memory and trainer.global_step and is_out_of_memory(exception):
+            save_intact(trainer, None if self.stepping else self.step)
 
     def is_healthy(self) -> bool:
         """Tell whether the present weights are worth going back to."""

@@ -33,7 +33,7 @@ class Pace:
     def look(
         self, trainer: L.Trainer, pl_module: L.LightningModule, schedules: Schedules
     ) -> dict[str, Any] | None:
-        """Change something if it is time to look and the run is late; return what, for the record."""
+        """Return what was changed, None where it is not time to look or the run is not late."""
         timer = timer_of(trainer)
         if timer is None or not timer._duration:
             return None
