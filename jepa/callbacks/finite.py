@@ -80,13 +80,13 @@ def look(trainer: L.Trainer, step: Step, optimizer: Optimizer) -> tuple[float, b
     return value / scale_of(trainer), found == 0.0
 
 
-def scale_of(trainer: L.Trainer) -> float:
+def scale_of(trainer: Any) -> float:
     """Return the factor of the losses in float16; 1 elsewhere."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None else scaler.get_scale()
 
 
-def verdict(trainer: L.Trainer, loss: float, finite: bool) -> str:
+def verdict(trainer: Any, loss: float, finite: bool) -> str:
     """Return `good`, `broken`, or `scaled`: the scaler's own overflow, which it heals itself."""
     if finite and math.isfinite(loss):
         return "good"
