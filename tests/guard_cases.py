@@ -85,7 +85,10 @@ def fit(tmp_path, *callbacks, n_steps=12, settings=None, knobs=None, guard=Guard
     return runner, model, guard
 
 
-def events(run_dir, kind):
+def read(run_dir):
     path = run_dir / "events.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [one for one in map(json.loads, lines) if one["kind"] == kind]
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def events(run_dir, kind):
+    return [one for one in read(run_dir) if one["kind"] == kind]

@@ -1,13 +1,14 @@
 """The guard: no broken step reaches the weights, and a run that diverges goes back or stops."""
 
 import inspect
+import time
 from types import FunctionType, SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 import yaml
-from guard_cases import SETTINGS, Plant, Silent, events, fit
+from guard_cases import SETTINGS, Plant, Silent, events, fit, read
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from jepa.callbacks.divergence import Divergence
@@ -111,29 +112,34 @@ def test_rare_broken_steps_never_add_up(tmp_path):
     assert guard.n_skipped == 12 and guard.n_restores == 0
 
 
-def test_going_back_brings_the_weights_before_the_planted_divergence(tmp_path):
-    kept = {}
+class Jump(L.Callback):
+    """A hundred times the rate from step 20; how far the weights are from there at every step."""
 
-    class Jump(L.Callback):  # a hundred times the rate, from step 20
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if trainer.global_step == 20 and not kept:
-                kept["saved"] = {k: v.clone() for k, v in pl_module.state_dict().items()}
-                for config in trainer.lr_scheduler_configs:
-                    config.scheduler.base_lrs = [100.0 * 1e-2] * 2
+    def __init__(self):
+        self.start, self.far = {}, []
 
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if events(tmp_path, "restore") and "back" not in kept:
-                kept["back"] = {k: v.clone() for k, v in pl_module.state_dict().items()}
-                kept["step"] = trainer.global_step
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        now = pl_module.state_dict()
+        if trainer.global_step == 20 and not self.start:
+            self.start = {key: value.clone() for key, value in now.items()}
+            for config in trainer.lr_scheduler_configs:
+                config.scheduler.base_lrs = [100 * rate for rate in config.scheduler.base_lrs]
+        far = sum((now[key] - value).float().norm().item() for key, value in self.start.items())
+        self.far.append(far)
 
-    settings = {"loss_ratio": 1.5, "smoothing": 4, "every_share": 0.01}
-    fit(tmp_path, n_steps=60, settings=settings)  # its own rate is no divergence
-    assert not events(tmp_path, "restore")
+
+def test_a_diverging_run_goes_back_to_where_it_was_sound_and_warms_up(tmp_path):
+    settings = {"loss_ratio": 1.5, "smoothing": 4, "every_share": 0.01, "max_restores": 1}
     knobs = {"warmup_share": 0.05, "final_lr_share": 1.0}
-    fit(tmp_path, Jump(), n_steps=60, settings=settings, knobs=knobs)
-    found = events(tmp_path, "restore")
-    assert found and 20 < found[0]["step"] < 40 and "times its best" in found[0]["why"]
-    assert found[0]["warmup"] == 2 * 3
+    fit(tmp_path, n_steps=60, settings=settings, knobs=knobs)
+    assert not events(tmp_path, "restore")  # its own rate is no divergence
+    jump = Jump()
+    fit(tmp_path, jump, n_steps=60, settings=settings, knobs=knobs)
+    (found,) = events(tmp_path, "restore")
+    assert 20 < found["step"] < 40 and "times its best" in found["why"]
+    assert jump.far[found["step"]] < 0.5 * max(jump.far[: found["step"]])
+    assert found["warmup"] == 2 * 3
+    assert found["lr"] == [pytest.approx(0.5 * 100 * 1e-2 / 7)] * 2  # the first step of seven
 
 
 def test_divergence_is_a_loss_far_above_its_best_or_an_objective_that_only_rises():
@@ -179,20 +185,18 @@ def test_a_late_run_is_made_sparing_and_then_replanned():
     assert pace.judge(trainer, module, schedules, 1.0, 500.0) is None
 
 
-def test_a_run_over_its_time_ends_its_schedules_in_time(tmp_path):
-    import time
+class Slow(L.Callback):
+    def on_train_batch_end(self, *args):
+        time.sleep(0.02)
 
-    class Slow(L.Callback):
-        def on_train_batch_end(self, *args):
-            time.sleep(0.02)
 
-    rates = Plant()
-    fit(
-        tmp_path, Slow(), rates, n_steps=400, settings={"over_budget": True},
-        max_time={"seconds": 2}, log_every_n_steps=1,
-    )  # fmt: skip
-    assert [e["action"] for e in events(tmp_path, "over_budget")][:2] == ["rarer", "replan"]
-    assert rates.rates[-1] < 0.2 * 1e-2 and len(rates.rates) < 200
+@pytest.mark.parametrize("on", [True, False])
+def test_a_run_over_its_time_ends_its_schedules_in_time(tmp_path, on):
+    plant, time_limit = Plant(), {"max_time": {"seconds": 2}, "log_every_n_steps": 1}
+    fit(tmp_path, Slow(), plant, n_steps=400, settings={"over_budget": on}, **time_limit)
+    actions = [one["action"] for one in events(tmp_path, "over_budget")]
+    assert actions[:2] == (["rarer", "replan"] if on else [])
+    assert (plant.rates[-1] < 0.2 * 1e-2) == on and len(plant.rates) < 200
 
 
 def test_what_has_fired_survives_a_checkpoint(tmp_path):
@@ -203,6 +207,49 @@ def test_what_has_fired_survives_a_checkpoint(tmp_path):
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert other.n_restores == 1 and other.n_skipped == 3
     assert other.state_dict() == content
+
+
+class Rise(L.Callback):
+    """Make the objective worse at every validation, and the rate too high, from a step on."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_validation_batch_end(self, trainer, pl_module, *args):
+        pl_module.log("val/rise", float(trainer.global_step))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step >= self.step:
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = 0.3
+
+
+BROKEN = {"steps": (8, 9, 10)}
+KNOBS = [
+    ("max_skips", 1, 3, BROKEN),
+    ("max_restores", 0, 2, BROKEN | {"max_skips": 0}),
+    ("dumps", 0, 2, BROKEN),
+    ("every_share", 0.05, 1.0, BROKEN | {"max_skips": 1}),
+    ("loss_ratio", None, 1.2, {"max_restores": 9}),
+    ("smoothing", 2, 9, {"loss_ratio": 1.2, "max_restores": 9}),
+    ("rising", None, 2, {"monitor": "val/rise", "max_restores": 9}),
+    ("monitor", "val/loss", "val/rise", {"rising": 5, "max_restores": 9}),
+]
+
+
+@pytest.mark.parametrize(("knob", "one", "other", "rest"), KNOBS)
+def test_every_setting_of_a_step_changes_the_run(tmp_path, knob, one, other, rest):
+    def outcome(value):
+        folder = tmp_path / str(value).replace("/", "_")
+        folder.mkdir()
+        settings = {key: v for key, v in rest.items() if key != "steps"} | {knob: value}
+        plants = (Plant(*rest.get("steps", ())), Rise(12))
+        _, model, _ = fit(folder, *plants, n_steps=20, settings=settings, val_check_interval=2)
+        n_dumps = len(list(folder.glob("dumps/*")))
+        weights = sum(p.sum().item() for p in model.parameters())
+        return [event["kind"] for event in read(folder)], n_dumps, weights
+
+    assert outcome(one) != outcome(other)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +265,8 @@ def test_a_setting_out_of_range_is_refused(tmp_path, setting, value):
 
 
 def test_the_yaml_sets_every_setting_and_python_none():
+    elsewhere = {"over_budget", "out_of_memory", "parts"}  # the last two in test_guard_runs.py
+    assert {name for name, *_ in KNOBS} | elsewhere == SETTINGS.keys()
     keys = yaml.safe_load((CONF / "guard" / "default.yaml").read_text()).keys() - {"_target_"}
     parameters = inspect.signature(Guard).parameters
     assert keys == parameters.keys() == SETTINGS.keys() | {"run_dir"}

@@ -3,13 +3,12 @@
 import json
 import shutil
 import sys
-from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import support
 import torch
-from guard_cases import HUGE, Plant, events
+from guard_cases import Plant, events
 from resume_cases import Kill, Killed, assert_same_run, last, settings_of
 from support import run_training
 
@@ -19,6 +18,7 @@ from jepa.replaying import replay
 from jepa.run import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+SLOW = (pytest.mark.slow, pytest.mark.ci)
 QUICK = (
     "trainer.max_epochs=2", "callbacks.collapse=null", "callbacks.early_stopping.patience=null",
     "objective=val/loss", "probes=[]",
@@ -74,6 +74,8 @@ def test_a_dump_replays_its_step(broken):
     assert not replay(model, content, torch.device("cpu")).broken
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_loss_of_a_replay_is_the_loss_of_the_run_to_the_last_bit(tmp_path):
     class Spoil(L.Callback):  # the loss is sound, and draws from the generators
         def on_after_backward(self, trainer, pl_module):
@@ -108,6 +110,8 @@ def test_the_command_says_what_it_finds(broken, tmp_path, capsys, monkeypatch, s
     assert ("first activation that is not finite: none" in text) == sound
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_batch_statistics_of_a_broken_step_are_put_back(tmp_path):
     plant = Plant(5)
     train(tmp_path / "run", plant, arguments_of("patchtst_jepa", tmp_path, "model.norm=batch"))
@@ -137,7 +141,10 @@ class Hungry(L.Callback):
             raise self.error("out of memory, as planted")
 
 
-@pytest.mark.parametrize(("step", "accumulate", "micro"), [(3, 1, 0), (2, 2, 1), (0, 1, 0)])
+@pytest.mark.parametrize(
+    ("step", "accumulate", "micro"),
+    [(2, 2, 1), pytest.param(3, 1, 0, marks=SLOW), pytest.param(0, 1, 0, marks=SLOW)],
+)
 def test_less_memory_goes_on_from_the_step_with_the_same_effective_batch(
     tmp_path, step, accumulate, micro
 ):
@@ -155,22 +162,24 @@ def test_less_memory_goes_on_from_the_step_with_the_same_effective_batch(
     assert sorted(taken) == sorted([*range(step, 16 // accumulate)] * 4 * accumulate)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_rows_after_running_out_of_memory_are_those_that_were_left(tmp_path):
     class Rows(L.Callback):
-        seen: list = []
+        def __init__(self):
+            self.seen = []
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            self.seen += [
-                (trainer.current_epoch, row.nan_to_num().sum().item()) for row in batch["x"]
-            ]
+            self.seen += batch["x"].nan_to_num().sum(1).tolist()
 
     def rows(name, *callbacks):
-        Rows.seen, support.EXTRA[:] = [], [Together(callbacks)]
+        seen = Rows()
         arguments = arguments_of("tjepa", tmp_path, "trainer.max_epochs=1")
-        run_training(tmp_path / name, *arguments, "+callbacks.plant._target_=support.extra")
-        return Rows.seen
+        train(tmp_path / name, Together([seen, *callbacks]), arguments)
+        return seen.seen
 
-    assert sorted(rows("a", Rows())) == sorted(rows("b", Rows(), Hungry(most=4, step=3)))
+    whole = rows("a")
+    assert len(whole) == 64 and rows("b", Hungry(most=4, step=3)) == whole
 
 
 class Together(L.Callback):
@@ -184,6 +193,8 @@ class Together(L.Callback):
         [one.on_train_batch_end(*args) for one in self.callbacks]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("off", ["guard=none", "guard.out_of_memory=false"])
 def test_without_the_rung_running_out_of_memory_ends_the_run(tmp_path, off):
     with pytest.raises(MemoryError):
@@ -191,6 +202,8 @@ def test_without_the_rung_running_out_of_memory_ends_the_run(tmp_path, off):
     assert not events(tmp_path / "run", "retry")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_gone_on_with_later_keeps_the_smaller_micro_batch(tmp_path):
     class Both(Together):
         def on_train_batch_end(self, *args):
@@ -322,7 +335,7 @@ def test_the_users_own_errors_are_no_failing_part():
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA"), True),
         (RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("data.path: out of memory"), False),
     ],
@@ -333,4 +346,3 @@ def test_memory_errors_are_known_on_every_device(error, expected):
 
 def test_micro_batches_shrink_by_their_smallest_factor():
     assert [smaller(n) for n in (16, 9, 7, 1)] == [2, 3, 7, 1]
-    assert float("inf") > HUGE and SimpleNamespace

@@ -39,7 +39,8 @@ class Guard(L.Callback):
             one off the count, so that rare ones never add up.
         max_restores: how often a run may go back before it stops.
         dumps: how many broken steps of a run are written down for `python -m jepa.replay`.
-        every_share: part of all steps from one copy of the healthy weights to the next.
+        every_share: part of all steps from one copy of the healthy weights to the next, which is
+            `smoothing` steps at least.
         loss_ratio, smoothing, rising: what is divergence, see `Divergence`.
         over_budget: with `trainer.max_time`, whether a late run is made to end in time.
         out_of_memory: whether to go on with smaller micro-batches, see `jepa.retry`.
@@ -87,7 +88,8 @@ class Guard(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Copy what training starts from, unless a resumed run brought better weights."""
-        self.every = max(1, round(self.every_share * int(trainer.estimated_stepping_batches)))
+        n_steps = int(trainer.estimated_stepping_batches)
+        self.every = max(self.divergence.smoothing, round(self.every_share * n_steps))
         self.buffers = running_statistics(pl_module)
         self.seen_step = trainer.global_step
         self.schedules.begin(trainer, pl_module)
