@@ -107,6 +107,18 @@ def test_too_many_broken_steps_go_back_with_half_the_rate_and_then_stop(tmp_path
     assert events(tmp_path, "guard_stop")[0]["reason"] == guard.reason
 
 
+def test_weights_that_a_last_good_step_has_ruined_are_not_gone_back_to(tmp_path):
+    class Spike(L.Callback):  # the loss of this step is sound, and its update is not
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 5:
+                trainer.optimizers[0].param_groups[0]["lr"] = 1e30
+
+    settings = {"max_skips": 0, "max_restores": 1, "smoothing": 1, "every_share": 0.01}
+    runner, model, guard = fit(tmp_path, Spike(), settings=settings)
+    assert (guard.n_restores, guard.n_skipped, runner.global_step) == (1, 1, 12)
+    assert all(value.abs().max() < 100 for value in model.state_dict().values())
+
+
 def test_rare_broken_steps_never_add_up(tmp_path):
     _, _, guard = fit(tmp_path, Plant(*range(0, 24, 2)), n_steps=24, settings={"max_skips": 1})
     assert guard.n_skipped == 12 and guard.n_restores == 0
@@ -144,9 +156,9 @@ def test_a_diverging_run_goes_back_to_where_it_was_sound_and_warms_up(tmp_path):
 
 def test_divergence_is_a_loss_far_above_its_best_or_an_objective_that_only_rises():
     one = Divergence(loss_ratio=3.0, smoothing=2, rising=3)
-    for loss in (9.0, 1.0, 1.0, 1.0, 1.0, 1.0):
-        one.note_loss(loss)
-    assert not one.verdict()
+    for loss in (5.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.9, 4.9, 4.9, 4.9):
+        one.note_loss(loss)  # far above its best, and below where it began
+        assert not one.verdict() and not one.is_suspect()
     for loss in (6.0, 6.0, 6.0):
         one.note_loss(loss)
     assert one.is_suspect() and "the training loss" in one.verdict()

@@ -125,14 +125,20 @@ class Guard(L.Callback):
         loss, finite = look(trainer, self.step, optimizer)
         found = verdict(trainer, loss, finite)
         if found == "good":
-            self.n_skips = max(0, self.n_skips - 1)
-            self.divergence.note_loss(loss)
-            self.wanted = self.wanted or self.divergence.verdict()
+            self.pass_on(trainer, pl_module, loss)
             return
         drop(self.step, optimizer)
         self.stepping = False
         if found == "broken":
             self.skip(trainer, pl_module, loss)
+
+    def pass_on(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: float) -> None:
+        """Count a good step; its loss shows that the weights before it are healthy: copy those."""
+        self.n_skips = max(0, self.n_skips - 1)
+        self.divergence.note_loss(loss)
+        self.wanted = self.wanted or self.divergence.verdict()
+        if trainer.global_step % self.every == 0 and self.is_healthy():
+            self.saved = snapshot(trainer, pl_module)
 
     def skip(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: float) -> None:
         """Count a step that was left out and write it down; want to go back after too many."""
@@ -155,14 +161,12 @@ class Guard(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """After a step, go back if that is wanted, copy healthy weights, look at the clock."""
+        """After a step, go back if that is wanted, and look at the clock."""
         if trainer.global_step == self.seen_step:
             return
         self.seen_step, self.stepping = trainer.global_step, False
         self.step = Step()
         self.act(trainer, pl_module)
-        if self.seen_step % self.every == 0 and self.is_healthy():
-            self.saved = snapshot(trainer, pl_module)
         if self.over_budget:
             done = self.pace.look(trainer, pl_module, self.schedules)
             if done is not None:
@@ -201,6 +205,8 @@ class Guard(L.Callback):
         diverged = self.n_skips <= self.max_skips
         self.n_skips = 0
         self.divergence.reset()
+        assert self.saved is not None
+        put_back(trainer, pl_module, self.saved)  # also for the report of a run that stops
         if self.n_restores >= self.max_restores:
             self.reason = (
                 f"{why} at step {step}, after going back {self.n_restores} times with half the "
@@ -210,9 +216,7 @@ class Guard(L.Callback):
             rank_zero_warn(self.reason)
             trainer.should_stop = True
             return
-        assert self.saved is not None
         self.n_restores += 1
-        put_back(trainer, pl_module, self.saved)
         length = self.schedules.warm_up(trainer, pl_module) if diverged else 0
         scale_rates(trainer, 0.5)
         rates = [group["lr"] for one in trainer.optimizers for group in one.param_groups]
