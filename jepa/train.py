@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from jepa import directory
 from jepa.allocator import keep_memory
-from jepa.config import CONF, UserError, fail, refuse_used, run_command
+from jepa.config import CONF, UserError, explain, fail, refuse_used, run_command
 from jepa.sweeps import optuna
 
 if TYPE_CHECKING:
@@ -124,7 +125,36 @@ def is_first_rank() -> bool:
 
 
 def train(cfg: DictConfig, run_dir: Path) -> float:
-    """Build data, model and trainer; fit; score the best checkpoint; write the report."""
+    """Attempt a run, again where the guard knows a remedy for what failed; return the objective.
+
+    An optional part that fails is left out once: a second one ends the run, and the command without
+    any is printed.
+    """
+    from jepa import retry
+
+    composed, part = retry.replayed(cfg, run_dir), ""
+    while True:
+        try:
+            return attempt(composed, run_dir)
+        except retry.Retry as failure:
+            again = failure
+        except Exception as error:
+            if part and explain(error) is None:
+                retry.show_conservative(cfg.model)
+            raise
+        if part and again.part:
+            retry.show_conservative(cfg.model)
+            raise again.error
+        composed, part = retry.go_on(composed, again, run_dir), part or again.part
+        retry.let_go(again)
+
+
+def attempt(cfg: DictConfig, run_dir: Path) -> float:
+    """Build data, model and trainer; fit; score the best checkpoint; write the report.
+
+    Raises:
+        Retry: where other settings may do what these cannot.
+    """
     import lightning as L
     from hydra.utils import instantiate
 
@@ -156,19 +186,35 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         screen.say(data.describe())
         if started is not None:
             screen.say(f"the encoder starts from {started}")
-        first = next(iter(data.probe_batches("train", max_rows=8, seed=0)))["x"]
-        screen.show_model(model, None if cfg.model.get("compile") else first)
     callbacks = build_callbacks(cfg, data, model, probes, text)
-    loggers = build_loggers(cfg, run_dir, step)
-    trainer = instantiate(cfg.trainer)(
-        callbacks=callbacks, logger=loggers, plugins=[CheckpointFiles()]
-    )
-    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    with remedied(cfg, callbacks):
+        if is_first_rank():
+            first = next(iter(data.probe_batches("train", max_rows=8, seed=0)))["x"]
+            screen.show_model(model, None if cfg.model.get("compile") else first)
+        loggers = build_loggers(cfg, run_dir, step)
+        trainer = instantiate(cfg.trainer)(
+            callbacks=callbacks, logger=loggers, plugins=[CheckpointFiles()]
+        )
+        trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     best = best_of(trainer, cfg.objective)[0] or str(run_dir / "checkpoints" / "last.ckpt")
     reports = run_stages(stages, best)
     if trainer.is_global_zero:
         return finish(cfg, run_dir, data, model, trainer, probes, reports)
     return float("nan")
+
+
+@contextmanager
+def remedied(cfg: DictConfig, callbacks: "list[L.Callback]") -> Iterator[None]:
+    """Turn an error that other settings may mend into a `Retry`."""
+    from jepa import retry
+
+    try:
+        yield
+    except Exception as error:
+        remedy = retry.remedy(error, cfg, callbacks)
+        if remedy is None:
+            raise
+        raise remedy from error
 
 
 def stages_of(cfg: DictConfig, settled: DictConfig, run_dir: Path) -> dict[str, DictConfig]:
@@ -273,7 +319,7 @@ def build_callbacks(
     from jepa.measure import raw_inputs
     from jepa.run import spec_state
 
-    built = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+    built = [instantiate(node) for node in cfg.callbacks.values() if node]
     if probes or not getattr(model, "predicts_target", False):
         known = {"probes": probes, "raw": partial(raw_inputs, data.spec)}
         callbacks = [c(**known) if isinstance(c, partial) else c for c in built]

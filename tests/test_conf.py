@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from jepa.config import CONF, UserError, check_command_line, check_keys, explain
 from jepa.signatures import parameters
 
-GROUPS = ("data", "model", "trainer", "probe", "callbacks")
+GROUPS = ("data", "model", "trainer", "probe", "callbacks", "guard")
 
 
 def load(*overrides, config="config"):

@@ -3,7 +3,6 @@
 Everything is relative to step 0, on the same held-out rows; the bounds are in `jepa/bands.yaml`.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from jepa.bands import STATES, bands
 from jepa.callbacks.events import record_event
 from jepa.callbacks.probe import embed_all, unnoticed
+from jepa.callbacks.rollback import put_back, scale_rates, snapshot
 from jepa.probes.health import health
 
 ACTIONS = ("warn", "stop", "restore")
@@ -180,21 +180,14 @@ class Collapse(L.Callback):
     def _keep(self, trainer: Any, pl_module: Any) -> None:
         if self.action != "restore":
             return
-        self.saved = {
-            "model": {key: value.cpu().clone() for key, value in pl_module.state_dict().items()},
-            "optimizers": [copy.deepcopy(one.state_dict()) for one in trainer.optimizers],
-        }
+        self.saved = snapshot(trainer, pl_module)
 
     def _restore(self, trainer: Any, pl_module: Any) -> None:
         """Put the last healthy weights and optimizer state back, with half the learning rate."""
         assert self.saved is not None
         self.n_restores += 1
-        pl_module.load_state_dict(self.saved["model"])
-        for optimizer, state in zip(trainer.optimizers, self.saved["optimizers"], strict=True):
-            optimizer.load_state_dict(copy.deepcopy(state))
-        for config in trainer.lr_scheduler_configs:
-            rates = config.scheduler.base_lrs  # pyright: ignore[reportAttributeAccessIssue]
-            config.scheduler.base_lrs = [0.5 * rate for rate in rates]  # pyright: ignore
+        put_back(trainer, pl_module, self.saved)
+        scale_rates(trainer, 0.5)
         self.state, self.pending, self.n_pending = "healthy", "healthy", 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Timer
 from jepa.callbacks.collapse import Collapse
 from jepa.callbacks.early_stopping import EarlyStopping
 from jepa.callbacks.events import record_event
+from jepa.callbacks.guard import Guard
 from jepa.callbacks.interrupt import Interrupt
 from jepa.callbacks.places import validate
 
@@ -78,6 +79,9 @@ def request(trainer: L.Trainer) -> str:
 
 def why(trainer: L.Trainer) -> tuple[str, str]:
     """Return (status, reason) of a training that has ended."""
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, Collapse | Guard) and callback.reason:
+            return "stopped", callback.reason  # also in the last epoch, which counts as whole
     if 0 <= trainer.max_steps <= trainer.global_step:
         return "finished", f"trainer.max_steps={trainer.max_steps} reached"
     if trainer.max_epochs is not None and trainer.current_epoch >= trainer.max_epochs > -1:
@@ -85,8 +89,6 @@ def why(trainer: L.Trainer) -> tuple[str, str]:
     if asked := request(trainer):
         return "stopped", asked
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(callback, Collapse) and callback.reason:
-            return "stopped", callback.reason
         if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
             return "stopped", f"early stopping: {callback.stopping_reason_message}"
         if isinstance(callback, Timer) and (callback.time_remaining() or 1.0) <= 0:

@@ -80,6 +80,32 @@ def write_place(checkpoint: dict[str, Any], place: Place) -> None:
     }
 
 
+def write_group(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
+    """Put into a checkpoint what its counts of batches are counts of."""
+    rows = getattr(cast(Any, trainer).datamodule, "batch_size", None)
+    checkpoint["group"] = {"rows": rows, "batches": trainer.accumulate_grad_batches}
+
+
+def recount(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
+    """Count in the micro-batches of this run, where it makes the same steps of smaller ones.
+
+    Checkpoints lie between steps, so that the new counts are whole numbers. The loaders see
+    to themselves: they count in rows.
+    """
+    before, now = checkpoint.get("group"), dict[str, Any]()
+    write_group(now, trainer)
+    if before is None or before == now["group"] or None in before.values():
+        return
+    old, new = before["batches"], now["group"]["batches"]
+    if before["rows"] * old != now["group"]["rows"] * new:
+        return  # another effective batch is another run
+    state, place = checkpoint["loops"]["fit_loop"], checkpoint["place"]
+    place["batch"] = place["batch"] * new // old
+    batches = state["epoch_loop.batch_progress"]
+    for name in ("total", "current"):
+        batches[name] = {key: n * new // old for key, n in batches[name].items()}
+
+
 def enter(trainer: L.Trainer, place: Place) -> None:
     """Make the loops of a restored trainer go on from the place, once they are running."""
     loop = trainer.fit_loop

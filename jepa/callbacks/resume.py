@@ -12,7 +12,16 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from jepa.callbacks.metrics_csv import MetricsCSV
-from jepa.callbacks.places import Place, at_boundary, enter, place_of, validation_due, write_place
+from jepa.callbacks.places import (
+    Place,
+    at_boundary,
+    enter,
+    place_of,
+    recount,
+    validation_due,
+    write_group,
+    write_place,
+)
 from jepa.callbacks.random_state import State, gathered, random_state, set_random_state
 from jepa.checkpoint import CheckpointFiles
 
@@ -62,6 +71,7 @@ class Resume(Checkpoint):
         """Add the place, the random states of all ranks, and how far metrics.csv had come."""
         place = self.held or self.end or place_of(trainer, validated=self.validated)
         write_place(checkpoint, place)
+        write_group(checkpoint, trainer)
         own = self.before_validation or random_state(trainer.strategy.root_device)
         checkpoint["random"] = self.states or gathered(trainer, own)
         checkpoint["metrics_rows"] = sum(one.n_rows() for one in tables(trainer))
@@ -79,6 +89,7 @@ class Resume(Checkpoint):
                 "this checkpoint was written without callbacks.resume and cannot be gone on from "
                 "exactly: give init_from= to start from its encoder, or callbacks.resume=null"
             )
+        recount(checkpoint, trainer)
         self.place = Place(**checkpoint["place"])
         self.states = checkpoint["random"]
         for table in tables(trainer):
@@ -182,6 +193,15 @@ class Resume(Checkpoint):
         """Write the newest checkpoint, unless the run is held where it stopped."""
         if self.held is None:
             self.write(trainer)
+
+    def save_group_start(self, trainer: L.Trainer) -> None:
+        """Write the end of the newest whole step from within the next; the weights must be its."""
+        if self.held is None and self.saved_step != trainer.global_step:
+            place = self.end or place_of(trainer, validated=self.validated)
+            begun = place.batch % trainer.accumulate_grad_batches
+            self.held = Place(place.epoch, place.batch - begun, place.validate)
+            self.write(trainer)
+            self.held = None
 
     def write(self, trainer: L.Trainer) -> None:
         """Write `step_<n>.ckpt`, and give it the name `last.ckpt`."""

@@ -26,7 +26,7 @@ from jepa.models.hjepa_weights import transfer
 from jepa.nn.blocks import Blocks, Masking
 from jepa.nn.checks import check_choice, check_range
 from jepa.nn.decay import decay_groups
-from jepa.nn.ema import Teacher
+from jepa.nn.ema import Teacher, has_gradients
 from jepa.nn.levels import Levels
 from jepa.nn.losses import CodeTerms
 from jepa.nn.masking import stream
@@ -371,6 +371,8 @@ class HJEPA(L.LightningModule):
                 end=self.weight_decay_end,
             )
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if not has_gradients(optimizer):
+            return  # nothing was stepped
         momentum = linear(step, total=self.total_steps, start=self.momentum, end=self.momentum_end)
         self.teacher.update(self.encoder, momentum)
         self.terms.update(momentum)

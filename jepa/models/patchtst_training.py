@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from jepa.nn.checks import check_choice, check_range
 from jepa.nn.decay import decay_groups
+from jepa.nn.ema import has_gradients
 from jepa.nn.norm import moments, standardize
 from jepa.nn.series_encoder import PatchTSTEncoder
 from jepa.schedules import cosine, warmup_cosine
@@ -256,6 +257,8 @@ class SeriesModel(L.LightningModule):
                 end=self.weight_decay_end,
             )
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if not has_gradients(optimizer):
+            return  # nothing was stepped
         noted = self.after_step(step)
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if (step + 1) % every == 0:  # else nobody would read it

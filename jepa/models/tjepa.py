@@ -21,7 +21,7 @@ from torchmetrics import MeanMetric
 
 from jepa.nn.checks import check_choice, check_heads, check_range, check_shares
 from jepa.nn.decay import decay_groups
-from jepa.nn.ema import Teacher
+from jepa.nn.ema import Teacher, has_gradients
 from jepa.nn.embed import ColumnTokenizer, build_numbers, table
 from jepa.nn.masking import Masks, draw_count, split_tokens, stream
 from jepa.nn.transformer import CrossTransformer, Transformer
@@ -359,6 +359,8 @@ class TJEPA(L.LightningModule):
                 end=self.weight_decay_end,
             )
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if not has_gradients(optimizer):
+            return  # nothing was stepped
         momentum = linear(step, total=self.total_steps, start=self.momentum, end=self.momentum_end)
         self.teacher.update(self.encoder, momentum)
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]

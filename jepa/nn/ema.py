@@ -1,9 +1,15 @@
 """The slow copy of an encoder that supplies the prediction targets."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
+
+
+def has_gradients(optimizer: Any) -> bool:
+    """Tell whether the newest step moved anything; a guard takes the gradients of a broken one."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 class Teacher(nn.Module):
