@@ -34,6 +34,7 @@ class Result:
         detail: what was found.
         todo: what to do about it.
         values: the numbers behind it, for the JSON document.
+        seconds: what the check took.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Result:
     detail: str
     todo: str = ""
     values: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def check_device(

@@ -5,6 +5,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from jepa.trial import (
     validate_a_little,
 )
 
-TRIAL_S = 3.0  # of training, for each size of batch
+TRIAL_S = 2.0  # of training, for each size of batch
 MOST_S = 8.0  # a larger batch that would take longer is not tried
 GROWTH = (2, 4)  # larger batches that are tried
 THREADS = (1, 2, 4)
@@ -345,13 +346,15 @@ def examine(cfg: DictConfig) -> list[Result]:
 
 def attempt(name: str, check: Callable[[], Result], todo: str) -> Result:
     """Return what a check found; whatever it raises is a failure."""
+    started = time.perf_counter()
     try:
-        return check()
+        found = check()
     except Skip as reason:
-        return Result(name, "skip", str(reason))
+        found = Result(name, "skip", str(reason))
     except Exception as error:  # the run would break here; the checks that follow may still tell
         text = explain(error)
         if text is None:  # ours to mend, not the user's
             traceback.print_exc()
             text = f"{type(error).__name__}: {error}"
-        return Result(name, "fail", text, todo)
+        found = Result(name, "fail", text, todo)
+    return replace(found, seconds=time.perf_counter() - started)

@@ -27,7 +27,7 @@ ALONE = {
     "min_steps": None, "limit_val_batches": 0, "num_sanity_val_steps": 0, "fast_dev_run": False,
     "profiler": None, "enable_checkpointing": False, "logger": False,
 }  # fmt: skip
-MOST_ROWS = {"train": 2000, "val": 1000}  # of a probe that is tried
+MOST_ROWS = {"train": 1000, "val": 500}  # of a probe that is tried
 VAL_BATCHES = 3
 WARM_UP = 2  # steps that are not timed
 
