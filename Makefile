@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-ci test-all test-resume check bench patchtst-studies clean
+.PHONY: help setup run test test-ci test-all test-resume check audit bench patchtst-studies clean
 bin := .venv/bin
 parallel := --numprocesses auto --maxprocesses 4
 
@@ -32,6 +32,12 @@ test-resume: setup  ## Every model killed everywhere and gone on with; 200 kills
 	JEPA_KILLS=200 JEPA_FLIPS=500 $(bin)/pytest -q $(parallel) -m resume && \
 	JEPA_FLIPS=500 $(bin)/pytest -q tests/test_checkpoint.py
 
+audit:  ## Known vulnerabilities of what is installed in .venv, by pip-audit (needs a network)
+	@python3 -c "from urllib.request import urlopen; urlopen('https://pypi.org/simple/pip/', timeout=10)" \
+	  2>/dev/null || { echo "make audit asks pypi.org, which cannot be reached from here: nothing was audited"; exit 2; }
+	test -x .audit/bin/pip-audit || { python3 -m venv .audit && .audit/bin/pip install --quiet 'pip-audit>=2.7'; }
+	.audit/bin/pip-audit --path "$$($(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 bench: setup  ## Speed and memory, as ratios to the floor; only=<entry> picks one
 	$(bin)/python -m tests.bench $(if $(only),only=$(only))
 
@@ -39,5 +45,5 @@ patchtst-studies: setup  ## The 12 searches of PatchTST in order; START_FROM=<1-
 	$(bin)/python -m jepa.sweeps.studies start_from=$(or $(START_FROM),1) n_trials=$(or $(N_TRIALS),50) $(args)
 
 clean:  ## Remove .venv and caches; runs/ and data/ stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .audit .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -54,7 +54,7 @@ def run_command(main: Callable[[], object], config_name: str) -> None:
         fail(message, code=1)
 
 
-def fail(message: str, *, code: int) -> None:
+def fail(message: str, *, code: int) -> NoReturn:
     """Print one message on stderr and leave."""
     sys.stderr.write(f"error: {message}\n")
     sys.exit(code)

@@ -109,7 +109,7 @@ def test_absent_data_fails_with_the_folder_looked_in(consult, tmp_path, monkeypa
     def unreachable(*_, **__):
         raise URLError("Network is unreachable")
 
-    monkeypatch.setattr("jepa.data.files.urlopen", unreachable)
+    monkeypatch.setattr("jepa.data.files._opener.open", unreachable)
     answer = consult("data=california", f"paths.data_dir={tmp_path}/none", usual=False)
     assert_fails(answer, "data", tmp_path / "none" / "california_housing", "paths.data_dir")
     assert answer[1]["step"]["status"] == "skip" and "data" in answer[1]["plan"]["detail"]

@@ -7,8 +7,9 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
+from urllib.error import HTTPError
 from urllib.parse import urlparse
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
@@ -101,9 +102,27 @@ def _download(
 
 
 def _check_url(url: str) -> None:
-    parts = urlparse(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOCAL):
+    if urlparse(url).scheme != "https" and not _is_local(url):
         raise ValueError(f"downloads need an https address, got {url!r}")
+
+
+def _is_local(url: str) -> bool:
+    parts = urlparse(url)
+    return parts.scheme == "http" and parts.hostname in _LOCAL
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follow to https only; what this machine sends may lead on to this machine."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        may = urlparse(newurl).scheme == "https" or (_is_local(req.full_url) and _is_local(newurl))
+        if not may:
+            reason = f"a redirect to {newurl} is refused: it is not https"
+            raise HTTPError(req.full_url, code, reason, headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_opener = build_opener(_Redirects)
 
 
 def _stream(url: str, path: Path, file: BinaryIO, *, max_bytes: int, timeout_s: float) -> str:
@@ -112,14 +131,13 @@ def _stream(url: str, path: Path, file: BinaryIO, *, max_bytes: int, timeout_s: 
     done = 0
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
     request = Request(url, headers={"User-Agent": "jepa"})
-    with urlopen(request, timeout=timeout_s) as answer, Progress(*columns) as progress:
-        _check_url(answer.url)  # after redirects
+    with _opener.open(request, timeout=timeout_s) as answer, Progress(*columns) as progress:
         length = int(answer.headers.get("Content-Length") or 0)
+        _check_length(url, length, max_bytes)
         bar = progress.add_task(path.name, total=length or None)
         while block := answer.read(_BLOCK):
             done += len(block)
-            if done > max_bytes:
-                raise ValueError(f"{url} is longer than {max_bytes:,} bytes: not the file meant")
+            _check_length(url, done, max_bytes)
             file.write(block)
             digest.update(block)
             progress.update(bar, completed=done)
@@ -128,6 +146,11 @@ def _stream(url: str, path: Path, file: BinaryIO, *, max_bytes: int, timeout_s: 
             f"the download of {url} was cut short: {done:,} of {length:,} bytes; run again"
         )
     return digest.hexdigest()
+
+
+def _check_length(url: str, n_bytes: int, max_bytes: int) -> None:
+    if n_bytes > max_bytes:
+        raise ValueError(f"{url} is longer than {max_bytes:,} bytes: not the file meant")
 
 
 def _absent(url: str, path: Path, error: Exception) -> str:
