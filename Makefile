@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-ci test-all test-resume check audit bench patchtst-studies clean
 bin := .venv/bin
+audit := .audit
 parallel := --numprocesses auto --maxprocesses 4
 
 help:  ## Show this help
@@ -33,10 +34,14 @@ test-resume: setup  ## Every model killed everywhere and gone on with; 200 kills
 	JEPA_FLIPS=500 $(bin)/pytest -q tests/test_checkpoint.py
 
 audit:  ## Known vulnerabilities of what is installed in .venv, by pip-audit (needs a network)
-	@python3 -c "from urllib.request import urlopen; urlopen('https://pypi.org/simple/pip/', timeout=10)" \
-	  2>/dev/null || { echo "make audit asks pypi.org, which cannot be reached from here: nothing was audited"; exit 2; }
-	test -x .audit/bin/pip-audit || { python3 -m venv .audit && .audit/bin/pip install --quiet 'pip-audit>=2.7'; }
-	.audit/bin/pip-audit --path "$$($(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@test -x $(audit)/bin/pip-audit || \
+	  { python3 -m venv $(audit) && $(audit)/bin/pip install --quiet 'pip-audit>=2.7'; } || \
+	  { echo "make audit: pip-audit cannot be installed (is there a network?): nothing was audited"; exit 2; }
+	@$(bin)/python -m pip list --format=freeze --exclude-editable | sed 's/+.*//' > $(audit)/installed.txt
+	@$(audit)/bin/pip-audit --no-deps --disable-pip -r $(audit)/installed.txt > $(audit)/report.txt; \
+	  code=$$?; cat $(audit)/report.txt; n=$$(grep -c 'could not be audited' $(audit)/report.txt); \
+	  test $$n = 0 || { echo "make audit: $$n packages could not be audited: nothing is known of them"; exit 2; }; \
+	  test $$code = 0 || { echo "make audit: vulnerabilities above, or PyPI cannot be reached"; exit $$code; }
 
 bench: setup  ## Speed and memory, as ratios to the floor; only=<entry> picks one
 	$(bin)/python -m tests.bench $(if $(only),only=$(only))
