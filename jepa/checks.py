@@ -74,7 +74,7 @@ def check_device(
         todo = "give model.compile=false" if compiled else "give trainer.precision=32-true"
         return Result("device", "fail", found, todo)
     ratio = speed(device, operations) / speed(device, torch.float32)
-    found = f"{name_of(device)}, {precision} (matrix products {ratio:.1f} x float32), "
+    found = f"{name_of(device)}, {precision} (matrix products {ratio:.2g} x float32), "
     found += f"attention: {kernel}, compile: {compilation}"
     values = {"device": str(device), "kernel": kernel, "compile": compilation, "ratio": ratio}
     if ratio < 1.0 and operations != torch.float32 and operations != torch.float64:

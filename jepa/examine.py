@@ -20,6 +20,7 @@ from jepa import checks, report, run, train
 from jepa.callbacks.record import Record
 from jepa.checks import Result
 from jepa.config import explain, refuse_used
+from jepa.data.files import without_downloads
 from jepa.plan import count_parameters, device_bytes, show
 from jepa.resolve import build, pick_device
 from jepa.settle import n_devices, predicts_target, settle
@@ -40,6 +41,7 @@ GROWTH = (2, 4)  # larger batches that are tried
 THREADS = (1, 2, 4)
 N_FILES = 256  # decoded with each number of threads
 FASTER = 1.1  # times the samples a second: worth a suggestion
+MOST_CHARACTERS = 1000  # of an error: a compiler prints pages
 SAFETY = 0.85  # share of the device that may be used, as the planner's
 
 
@@ -62,7 +64,7 @@ class Patient:
             Skip: if the check that makes it has failed.
         """
         if name not in self.parts:
-            raise Skip(f"needs the {name}, which a check above has not got")
+            raise Skip("not tried: a check above has failed")
         return self.parts[name]
 
     def trainer(self) -> Callable[..., Any]:
@@ -78,10 +80,11 @@ def check_config(patient: Patient) -> Result:
 
 
 def check_data(patient: Patient) -> Result:
-    """Prepare the data as the run would; decode the first and last sample of each split."""
+    """Prepare the data as the run would, but for downloads; decode the ends of each split."""
     started = time.perf_counter()
     data = instantiate(patient.cfg.data)
-    data.prepare()
+    with without_downloads():
+        data.prepare()
     first_and_last(data)
     patient.parts["data"] = data
     seconds = time.perf_counter() - started
@@ -316,10 +319,14 @@ def words(seconds: float) -> str:
     return f"{seconds / size:.3g} {unit}"
 
 
+DATA_TODO = (
+    "mend what is named; where data is absent: download it, put it there, or point paths.data_dir "
+    "(or JEPA_DATA) to it"
+)
 # In this order: a check leaves what later ones need. With each, what to do when it breaks.
 CHECKS: dict[str, tuple[Callable[[Patient], Result], str]] = {
     "config": (check_config, "mend the key that is named"),
-    "data": (check_data, "put the files there, or point paths.data_dir (or JEPA_DATA) to them"),
+    "data": (check_data, DATA_TODO),
     "plan": (check_plan, "mend the setting that is named"),
     "device": (check_machine, "give another trainer= or trainer.precision="),
     "step": (check_step, "lower data.batch_size, or mend the setting that is named"),
@@ -356,5 +363,5 @@ def attempt(name: str, check: Callable[[], Result], todo: str) -> Result:
         if text is None:  # ours to mend, not the user's
             traceback.print_exc()
             text = f"{type(error).__name__}: {error}"
-        found = Result(name, "fail", text, todo)
+        found = Result(name, "fail", text[:MOST_CHARACTERS], todo)
     return replace(found, seconds=time.perf_counter() - started)

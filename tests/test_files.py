@@ -236,3 +236,22 @@ def test_another_higgs_file_is_refused_and_leaves_no_cache(tmp_path, made, words
     with pytest.raises(ValueError, match=words):
         SmallHiggs(batch_size=8, data_dir=str(tmp_path)).prepare()
     assert os.listdir(tmp_path / "higgs") == ["HIGGS.csv.gz"]
+
+
+def test_whoever_only_looks_downloads_nothing(server, tmp_path):
+    from torchvision.datasets import CIFAR10
+
+    from jepa.data.torchvision_sets import open_set
+
+    with files.without_downloads():
+        with pytest.raises(FileNotFoundError, match="downloads nothing") as caught:
+            fetch(f"{server.url}/good", tmp_path / "x")
+        assert str(tmp_path / "x") in str(caught.value)
+        with pytest.raises(FileNotFoundError, match="downloads nothing"):
+            open_set(CIFAR10, [tmp_path], "cifar-10-batches-py", train=True)
+        with pytest.raises(FileNotFoundError, match="downloads nothing"):
+            Jannis(batch_size=8, data_dir=str(tmp_path)).prepare()
+        (tmp_path / "there").write_bytes(BODY)
+        assert fetch(f"{server.url}/good", tmp_path / "there", sha256=SUM)
+    assert server.asked == [] and os.listdir(tmp_path) == ["there"]
+    assert fetch(f"{server.url}/good", tmp_path / "x", sha256=SUM)

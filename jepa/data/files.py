@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +18,29 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 _BLOCK = 1 << 20
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+_allowed = ContextVar("downloads_allowed", default=True)
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Take what is absent for absent: for whoever only looks."""
+    before = _allowed.set(False)
+    try:
+        yield
+    finally:
+        _allowed.reset(before)
+
+
+def check_downloads() -> None:
+    """Refuse a download inside `without_downloads`.
+
+    Raises:
+        OSError: then.
+    """
+    if not _allowed.get():
+        raise OSError("this command downloads nothing; jepa.train would")
 
 
 def fetch(
@@ -81,6 +106,7 @@ def _download(
     _check_url(url)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        check_downloads()
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             found = _stream(url, path, file, max_bytes=max_bytes, timeout_s=timeout_s)
