@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jepa.config import UserError
-from jepa.stored import check_recorded, trust_of
+from jepa.stored import check_recorded
 
 LOCK = "run.lock"
 # Settings that say where and how to go on, and are no part of what a run is.
@@ -118,7 +118,7 @@ def go_on(arguments: list[str]) -> list[str] | None:
         return None
     if what(arguments):
         return arguments
-    check_recorded(recorded, trust_of(arguments))
+    check_recorded(recorded, arguments)
     if recorded:
         print(f"settings of {run_dir}: {' '.join(recorded)}")
     return [*arguments, *recorded]

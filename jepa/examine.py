@@ -36,6 +36,7 @@ from jepa.trial import (
 )
 
 TRIAL_S = 2.0  # of training, for each size of batch
+BUDGET_S = 35.0  # after so long no other settings are tried: a minute is what a check may take
 MOST_S = 8.0  # a larger batch that would take longer is not tried
 GROWTH = (2, 4)  # larger batches that are tried
 THREADS = (1, 2, 4)
@@ -56,6 +57,7 @@ class Patient:
         self.cfg, self.folder = cfg, folder
         self.run_dir = Path(cfg.run_dir)
         self.parts: dict[str, Any] = {}
+        self.started = time.perf_counter()
 
     def need(self, name: str) -> Any:
         """Return a part.
@@ -235,6 +237,8 @@ def check_faster(patient: Patient) -> Result:
     for size in (factor * n for factor in GROWTH):
         if predict(size) > usable:
             refused.append(f"{size}: does not fit ({show(predict(size))})")
+        elif time.perf_counter() - patient.started > BUDGET_S:
+            refused.append(f"{size}: no time left to try")
         elif 5 * trial.batch_s * size / n > MOST_S:
             refused.append(f"{size}: too long to try")
         elif 2 * size > len(data.splits["train"]):

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import execution_whitelist
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config import CONF, UserError
 
@@ -113,8 +114,12 @@ def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         yield prefix, node
 
 
-def check_recorded(overrides: Sequence[str], trust: Sequence[str] = ()) -> None:
+def check_recorded(overrides: Sequence[str], arguments: Sequence[str] = ()) -> None:
     """Refuse settings of a run directory that would call what is not shipped, or look things up.
+
+    Args:
+        overrides: the settings.
+        arguments: typed by the user: `trust` and `hydra.searchpath` are taken from them.
 
     Raises:
         UserError: naming it, and the ways on.
@@ -123,12 +128,16 @@ def check_recorded(overrides: Sequence[str], trust: Sequence[str] = ()) -> None:
     for one in overrides:
         if one.lstrip("+~").startswith(("hydra.", "hydra/")) or RESOLVER.search(one):
             raise UserError(f"the settings recorded in this run directory hold {one}: {hint}")
+    typed = [one for one in arguments if one.startswith("hydra.searchpath=")]
     with initialize_config_dir(str(CONF), job_name="config"):
         try:
-            cfg = compose("config", list(overrides))
-        except HydraException:
-            return  # the command refuses them itself, and says why
-    own = tuple(f"{name}." for name in packages(trust))
+            cfg = compose("config", [*typed, *overrides])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(
+                f"the settings recorded in this run directory do not fit: {error}; give all "
+                "settings on the command line"
+            ) from error
+    own = tuple(f"{name}." for name in trust_of(arguments))
     every = shipped(*(path.name for path in CONF.iterdir() if path.is_dir()))
     for target in targets_in(OmegaConf.to_container(cfg, resolve=False)):
         if target not in every and not OPTIMIZER.fullmatch(target) and not target.startswith(own):

@@ -325,6 +325,13 @@ def test_a_faster_micro_batch_is_suggested_with_its_head_room(consult, monkeypat
     assert "64: too few rows" in found["faster"]["detail"]
 
 
+def test_other_settings_are_tried_only_while_there_is_time(consult, monkeypatch):
+    monkeypatch.setattr(examine, "BUDGET_S", 0.0)
+    _, found = consult(only=[*STEP, "faster"])
+    assert "32: no time left to try" in found["faster"]["detail"]
+    assert list(found["faster"]["values"]["samples_per_s"]) == ["16"]
+
+
 def test_decoding_is_tried_with_more_threads(tmp_path):
     from PIL import Image
 

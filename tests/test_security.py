@@ -408,6 +408,8 @@ def test_shipped_classes_are_all_that_is_allowed():
         "+hydra.callbacks.x._target_=os.system",
         "hydra/launcher=slurm",
         "study=${oc.env:SECRET}",
+        "+experiment=nowhere",
+        "model={_target_: '${seed}'}",
         "logger.mlflow.tracking_uri=http://x/${oc.env:SECRET}",
     ],
 )
@@ -437,10 +439,18 @@ def test_trust_admits_a_package_in_recorded_settings(tmp_path):
     recorded = ["model._target_=my_package.Mine"]
     with pytest.raises(UserError, match=r"trust=\[my_package\]"):
         check_recorded(recorded)
-    check_recorded(recorded, ["my_package"])
+    check_recorded(recorded, ["trust=[my_package]"])
     (tmp_path / "overrides.yaml").write_text(f"- {recorded[0]}\n- trust=[os]\n")
     arguments = [f"hydra.run.dir={tmp_path}", "resume=auto", "trust=[my_package]"]
     assert go_on(arguments) == [*arguments, *recorded]  # a recorded trust counts for nothing
+
+
+def test_recorded_settings_may_name_an_experiment_of_the_folder_that_is_typed(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 5\n")
+    with pytest.raises(UserError, match="do not fit"):
+        check_recorded(["+experiment=mine"])
+    check_recorded(["+experiment=mine"], [f"hydra.searchpath=[file://{tmp_path}]"])
 
 
 def test_trust_is_read_off_the_command_line():
