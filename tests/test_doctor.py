@@ -366,9 +366,9 @@ def test_the_prediction_is_the_planners():
     with FROM_THE_USER:
         model = build_unallocated(lambda: build(cfg, spec))
     device = torch.device("cpu")
-    predict = trial.predictor(model, precision="32-true", device=device, most=64)
-    plan = plan_batch(model, effective_batch=64, device_bytes=2**40)
-    assert predict(64) == plan.peak_bytes and predict(16) < predict(64)
+    predict = trial.predictor(model, precision="32-true", device=device, most=8)
+    plan = plan_batch(model, effective_batch=8, device_bytes=2**40)
+    assert predict(8) == plan.peak_bytes and predict(2) < predict(8)
 
 
 def timed(trainer, *, batches=10, batch_s=1.0, stages=None):
