@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-ci test-all test-resume slurm-up test-slurm slurm-down soak check bench patchtst-studies clean
+.PHONY: help setup run test test-ci test-all test-resume slurm-up test-slurm slurm-down soak check audit bench patchtst-studies clean
 bin := .venv/bin
+audit := .audit
 parallel := --numprocesses auto --maxprocesses 4
 
 help:  ## Show this help
@@ -45,6 +46,16 @@ test-resume: setup  ## Every model killed everywhere and gone on with; 200 kills
 soak: setup  ## Half an hour of kills: the offline H-JEPA run must end as one left alone
 	$(bin)/python tests/soak.py $(args)
 
+audit:  ## Known vulnerabilities of what is installed in .venv, by pip-audit (needs a network)
+	@test -x $(audit)/bin/pip-audit || \
+	  { python3 -m venv $(audit) && $(audit)/bin/pip install --quiet 'pip-audit>=2.7'; } || \
+	  { echo "make audit: pip-audit cannot be installed (is there a network?): nothing was audited"; exit 2; }
+	@$(bin)/python -m pip list --format=freeze --exclude-editable | sed 's/+.*//' > $(audit)/installed.txt
+	@$(audit)/bin/pip-audit --no-deps --disable-pip -r $(audit)/installed.txt > $(audit)/report.txt; \
+	  code=$$?; cat $(audit)/report.txt; n=$$(grep -c 'could not be audited' $(audit)/report.txt); \
+	  test $$n = 0 || { echo "make audit: $$n packages could not be audited: nothing is known of them"; exit 2; }; \
+	  test $$code = 0 || { echo "make audit: vulnerabilities above, or PyPI cannot be reached"; exit $$code; }
+
 bench: setup  ## Speed and memory, as ratios to the floor; only=<entry> picks one
 	$(bin)/python -m tests.bench $(if $(only),only=$(only))
 
@@ -52,5 +63,5 @@ patchtst-studies: setup  ## The 12 searches of PatchTST in order; START_FROM=<1-
 	$(bin)/python -m jepa.sweeps.studies start_from=$(or $(START_FROM),1) n_trials=$(or $(N_TRIALS),50) $(args)
 
 clean:  ## Remove .venv and caches; runs/ and data/ stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .audit .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

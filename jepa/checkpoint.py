@@ -21,9 +21,10 @@ import hydra
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from jepa.config import CONF, run_command
+from jepa.stored import parse_config
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MANIFEST = "manifest.json"
@@ -277,7 +278,7 @@ def describe(content: dict[str, Any]) -> list[str]:
     """Return lines on a checkpoint: where in the run it is, the objective, what each key holds."""
     lines = [f"epoch {content['epoch']}, step {content['global_step']}"]
     if "config" in content:
-        objective = OmegaConf.create(content["config"]).objective
+        objective = parse_config(content["config"]).objective
         best = [
             state["best_model_score"].item()
             for state in content.get("callbacks", {}).values()

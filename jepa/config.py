@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -54,7 +54,7 @@ def run_command(main: Callable[[], object], config_name: str) -> None:
         fail(message, code=1)
 
 
-def fail(message: str, *, code: int) -> None:
+def fail(message: str, *, code: int) -> NoReturn:
     """Print one message on stderr and leave."""
     sys.stderr.write(f"error: {message}\n")
     sys.exit(code)
@@ -199,18 +199,25 @@ def check_keys(cfg: DictConfig, config_name: str) -> None:
     Raises:
         UserError: naming the key and the nearest valid ones.
     """
-    roots = set(OmegaConf.load(CONF / f"{config_name}.yaml")) - {"defaults", "hydra"}
+    written = main_yaml(config_name)
+    roots = set(written) - {"defaults", "hydra"}
     roots |= {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "experiment"}
     for key in cfg:
         if key not in roots:
             raise UserError(unknown(str(key), cfg, roots))
-    written = OmegaConf.load(CONF / f"{config_name}.yaml")
     for key, node in raw_items(cfg):
         if isinstance(node, DictConfig) and key != "search":
-            check_node(str(key), node, cfg, written._get_node(key))  # pyright: ignore
+            check_node(str(key), node, cfg, written._get_node(key))
     for key in cfg.get("search") or ():
         if not has_key(cfg, str(key)):
             raise UserError(unknown(str(key), cfg))
+
+
+def main_yaml(config_name: str) -> DictConfig:
+    """Return the yaml of a command on top of those it starts from, as doctor from config."""
+    own = cast(DictConfig, OmegaConf.load(CONF / f"{config_name}.yaml"))
+    names = [one for one in own.get("defaults", ()) if isinstance(one, str) and one != "_self_"]
+    return cast(DictConfig, OmegaConf.merge(*map(main_yaml, names), own))
 
 
 def check_node(path: str, node: DictConfig, cfg: DictConfig, written: object = None) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from jepa.config import UserError
+from jepa.stored import check_recorded
 
 LOCK = "run.lock"
 # Settings that say where and how to go on, and are no part of what a run is.
-WAYS = ("hydra.", "resume=")
+WAYS = ("hydra.", "resume=", "trust=")
 _held: dict[Path, IO[str]] = {}
 
 
@@ -99,7 +100,10 @@ def go_on(arguments: list[str]) -> list[str] | None:
     """Return the arguments with which a run goes on; None if there is nothing left to do.
 
     Without any setting of what the run is, `hydra.run.dir=<directory> resume=auto` takes those it
-    was started with.
+    was started with. They are untrusted, like all that lies in a run directory.
+
+    Raises:
+        UserError: if they call what is not shipped.
     """
     run_dir = named(arguments)
     recorded = None if run_dir is None else recorded_overrides(run_dir)
@@ -114,6 +118,7 @@ def go_on(arguments: list[str]) -> list[str] | None:
         return None
     if what(arguments):
         return arguments
+    check_recorded(recorded, arguments)
     if recorded:
         print(f"settings of {run_dir}: {' '.join(recorded)}")
     return [*arguments, *recorded]

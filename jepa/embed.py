@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> None:
 
     device = pick_device(cfg.accelerator)
     checkpoint = run.find_checkpoint(cfg.run)
-    trained_cfg, model, content = run.load_model(checkpoint)
+    trained_cfg, model, content = run.load_model(checkpoint, cfg.trust)
     kind = kind_of(run.spec_of(content))
     if kind not in BATCH:
         raise ValueError(

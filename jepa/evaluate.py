@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> None:
             f"split={cfg.split}: a probe is scored on val or test, never on its own rows"
         )
     path = run.find_checkpoint(cfg.run)
-    trained_cfg, model, checkpoint = run.load_model(path)
+    trained_cfg, model, checkpoint = run.load_model(path, cfg.trust)
     if cfg.data.path is not None:
         if "path" not in trained_cfg.data:
             raise ValueError(
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
                 "read from no path of yours; leave the key out"
             )
         trained_cfg.data.path = cfg.data.path
-    with run.FROM_A_FILE:
+    with run.from_a_file(cfg.trust):
         data = instantiate(trained_cfg.data)
     data.prepare()
     run.check_data(checkpoint, data, path)
@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
     out = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     own = cast(DictConfig, OmegaConf.merge(cfg, {"run_dir": str(out / "evaluation")}))
     settled = settle(own, data, predicts_target=getattr(model, "predicts_target", False))
-    with run.FROM_A_FILE:
+    with run.from_a_file(cfg.trust):
         untrained = run.build_model(trained_cfg, data.spec).eval()
     with run.FROM_THE_USER:
         probes = run.build_probes(settled, data.spec)

@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     check_path(cfg.data.path)
     device = pick_device(cfg.accelerator)
     checkpoint = run.find_checkpoint(cfg.run)
-    _, model, content = run.load_model(checkpoint)
+    _, model, content = run.load_model(checkpoint, cfg.trust)
     spec = new_series.check_model(run.spec_of(content), model, cfg.run)
     horizon = new_series.check_horizon(cfg.data.horizon, spec.horizon, roll=cfg.roll)
     reading = cast(dict, OmegaConf.to_container(cfg.data))

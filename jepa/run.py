@@ -20,19 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from jepa.config import CONF
 from jepa.environment import environment
 from jepa.spec import KINDS, SeriesSpec, Spec, kind_of
+from jepa.stored import from_a_file, parse_config
 
-
-def shipped(group: str) -> tuple[str, ...]:
-    """Return the constructors that the yaml files of a group name."""
-    nodes = (OmegaConf.load(path) for path in (CONF / group).glob("*.yaml"))
-    return tuple(sorted({node._target_ for node in nodes if "_target_" in node}))
-
-
-GROUPS = ("model", "data", "augment", "masking")  # of what a model is rebuilt from
 # What a config from a file may call, and what one that the user wrote may.
-FROM_A_FILE = execution_whitelist(
-    (*[one for group in GROUPS for one in shipped(group)], "torch.optim.*"), reset=True
-)
+FROM_A_FILE = from_a_file()
 FROM_THE_USER = execution_whitelist(UNSAFE_DISABLE_EXECUTION_CHECKS, reset=True)
 MAY_DIFFER = {"dropout", "recompute", "compile"}  # between pretraining and what follows
 Probes = dict[str, Callable[..., dict[str, float]]]
@@ -169,7 +160,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} is not a checkpoint of jepa: it has no {', '.join(missing)}")
     try:
-        OmegaConf.create(content["config"])
+        parse_config(content["config"])
         spec_of(content)
     except Exception as error:
         raise ValueError(f"{path}: its config or spec is damaged: {error}") from error
@@ -182,20 +173,24 @@ def spec_of(checkpoint: dict[str, Any]) -> Spec:
     return KINDS[fields.pop("kind", "table")](**fields)
 
 
-def load_model(run: str | Path) -> tuple[DictConfig, L.LightningModule, dict[str, Any]]:
+def load_model(
+    run: str | Path, trust: Sequence[str] = ()
+) -> tuple[DictConfig, L.LightningModule, dict[str, Any]]:
     """Return (config, model with the saved weights, checkpoint content), from one file alone.
 
     Args:
         run: a checkpoint, or a run directory, of which the best one is taken.
+        trust: packages of your own that its config may call.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
         ValueError: if it is not one of ours, or weights and config do not fit.
+        hydra.errors.InstantiationException: if its config calls anything else.
     """
     path = find_checkpoint(run)
     checkpoint = read_checkpoint(path)
-    cfg = cast(DictConfig, OmegaConf.create(checkpoint["config"]))
-    with FROM_A_FILE:
+    cfg = parse_config(checkpoint["config"])
+    with from_a_file(trust):
         model = build_model(cfg, spec_of(checkpoint))
     try:
         model.load_state_dict(checkpoint["state_dict"])
@@ -217,7 +212,7 @@ def start_from(cfg: DictConfig, model: L.LightningModule) -> Path:
     content = read_file(path)
     state, theirs = content, OmegaConf.create({})
     if {"state_dict", "config"} <= content.keys():
-        state, theirs = content["state_dict"], OmegaConf.create(content["config"]).model
+        state, theirs = content["state_dict"], parse_config(content["config"]).model
     try:
         transfer(model, state, cfg.model, theirs)
     except ValueError as error:
@@ -302,7 +297,7 @@ def check_model(checkpoint: dict[str, Any], cfg: DictConfig, model: Any, path: P
     Raises:
         ValueError: naming the settings that differ.
     """
-    theirs = cast(DictConfig, OmegaConf.create(checkpoint["config"])).model
+    theirs = parse_config(checkpoint["config"]).model
     if theirs._target_ != cfg.model._target_:
         raise ValueError(
             f"resume={path} holds a {theirs._target_}, this run trains a {cfg.model._target_}: "

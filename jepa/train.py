@@ -446,11 +446,11 @@ def cli() -> None:
         run_command(main, "config")
         return
     try:
-        directory.hold(run_dir)  # before Hydra writes its files into it
-    except UserError as error:
-        fail(str(error), code=1)
-    try:
-        arguments = directory.go_on(sys.argv[1:])
+        try:
+            directory.hold(run_dir)  # before Hydra writes its files into it
+            arguments = directory.go_on(sys.argv[1:])
+        except UserError as error:
+            fail(str(error), code=1)
         if arguments is not None:
             sys.argv[1:] = arguments
             run_command(main, "config")

@@ -48,7 +48,7 @@ def save_checkpoint(path, frame):
     model = build_model(cfg, transform.spec)
     content = {
         "state_dict": model.state_dict(),
-        "config": OmegaConf.to_yaml(cfg),
+        "config": OmegaConf.to_yaml(cfg, resolve=True),  # as a run stores it
         "spec": spec_state(transform.spec),
         "preprocessing": transform.state(),
     }

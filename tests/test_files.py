@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -21,20 +22,32 @@ BODY = bytes(range(256)) * 500
 SUM = hashlib.sha256(BODY).hexdigest()
 
 
+ELSEWHERE = {
+    "/elsewhere": "ftp://example.org/file",
+    "/plain": "http://example.org/file",
+    "/onwards": "/good",
+    "/twice": "/plain",
+}
+
+
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append(self.path)
         if self.path == "/absent":
             return self.send_error(404)
-        if self.path == "/elsewhere":
+        if self.path in ELSEWHERE:
             self.send_response(302)
-            self.send_header("Location", "ftp://example.org/file")
+            self.send_header("Location", ELSEWHERE[self.path])
             return self.end_headers()
         self.send_response(200)
-        if self.path != "/unsized":
+        if self.path not in ("/unsized", "/endless"):
             self.send_header("Content-Length", str(len(BODY)))
         self.end_headers()
-        self.wfile.write(BODY[: 1000 if self.path == "/short" else None])
+        with suppress(ConnectionError):
+            self.wfile.write(BODY[: 1000 if self.path == "/short" else None])
+            while self.path == "/endless":
+                self.wfile.write(BODY)
+                self.server.sent += len(BODY)
 
     def log_message(self, *_):
         pass
@@ -43,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.asked = []
+        running.asked, running.sent = [], 0
         running.url = f"http://127.0.0.1:{running.server_port}"
         threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}).start()
         yield running
@@ -67,7 +80,10 @@ def test_a_file_is_downloaded_once_and_verified(server, tmp_path, name):
         ("short", {}, ValueError, ("cut short",)),
         ("good", {"max_bytes": 100}, ValueError, ("longer than 100 bytes",)),
         ("absent", {}, FileNotFoundError, ("404", "paths.data_dir", "file.csv", "/absent")),
-        ("elsewhere", {}, FileNotFoundError, ("paths.data_dir",)),
+        ("elsewhere", {}, FileNotFoundError, ("paths.data_dir", "ftp://", "not https")),
+        ("plain", {}, FileNotFoundError, ("http://example.org", "not https")),
+        ("twice", {}, FileNotFoundError, ("http://example.org", "not https")),
+        ("endless", {"max_bytes": 3 << 20}, ValueError, ("longer than 3,145,728 bytes",)),
     ],
 )
 def test_a_failed_download_leaves_nothing_behind(server, tmp_path, name, settings, error, words):
@@ -106,6 +122,28 @@ def test_a_silent_server_is_given_up(tmp_path):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/file"
         with pytest.raises(FileNotFoundError, match=r"timed out.*paths\.data_dir"):
             fetch(url, tmp_path / "file.csv", timeout_s=0.2)
+
+
+def test_an_endless_answer_is_cut_and_the_server_let_go(server, tmp_path):
+    with pytest.raises(ValueError, match="longer than"):
+        fetch(f"{server.url}/endless", tmp_path / "x", max_bytes=1 << 20)
+    time.sleep(0.1)
+    sent = server.sent
+    time.sleep(0.1)
+    assert server.sent == sent < 1 << 28
+
+
+def test_a_redirect_is_followed_where_it_may_lead(server, tmp_path):
+    assert fetch(f"{server.url}/onwards", tmp_path / "x", sha256=SUM).read_bytes() == BODY
+    assert server.asked == ["/onwards", "/good"]
+
+
+def test_https_never_leads_to_plain_http_not_even_on_this_machine(tmp_path):
+    handler, request = files._Redirects(), files.Request("https://example.org/x")
+    with pytest.raises(files.HTTPError, match="not https"):
+        handler.redirect_request(request, None, 302, "", {}, "http://localhost/x")
+    followed = handler.redirect_request(request, None, 302, "", {}, "https://example.com/y")
+    assert followed.full_url == "https://example.com/y"
 
 
 @pytest.mark.parametrize("url", ["http://example.org/x", "ftp://localhost/x", "file:///etc/passwd"])
@@ -198,3 +236,22 @@ def test_another_higgs_file_is_refused_and_leaves_no_cache(tmp_path, made, words
     with pytest.raises(ValueError, match=words):
         SmallHiggs(batch_size=8, data_dir=str(tmp_path)).prepare()
     assert os.listdir(tmp_path / "higgs") == ["HIGGS.csv.gz"]
+
+
+def test_whoever_only_looks_downloads_nothing(server, tmp_path):
+    from torchvision.datasets import CIFAR10
+
+    from jepa.data.torchvision_sets import open_set
+
+    with files.without_downloads():
+        with pytest.raises(FileNotFoundError, match="downloads nothing") as caught:
+            fetch(f"{server.url}/good", tmp_path / "x")
+        assert str(tmp_path / "x") in str(caught.value)
+        with pytest.raises(FileNotFoundError, match="downloads nothing"):
+            open_set(CIFAR10, [tmp_path], "cifar-10-batches-py", train=True)
+        with pytest.raises(FileNotFoundError, match="downloads nothing"):
+            Jannis(batch_size=8, data_dir=str(tmp_path)).prepare()
+        (tmp_path / "there").write_bytes(BODY)
+        assert fetch(f"{server.url}/good", tmp_path / "there", sha256=SUM)
+    assert server.asked == [] and os.listdir(tmp_path) == ["there"]
+    assert fetch(f"{server.url}/good", tmp_path / "x", sha256=SUM)

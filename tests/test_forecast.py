@@ -94,7 +94,7 @@ def opened(tmp_path, monkeypatch):
     def open_with(model, frame, **settings):
         spec, state = trained(tmp_path, frame, **settings)
         content = {"spec": run.spec_state(spec), "preprocessing": state}
-        monkeypatch.setattr(run, "load_model", lambda _: (None, model, content))
+        monkeypatch.setattr(run, "load_model", lambda *_: (None, model, content))
         return tmp_path / "last.ckpt"
 
     return open_with

@@ -53,7 +53,7 @@ def test_imports_point_one_way(layer):
 def test_only_entry_points_and_run_see_a_config():
     allowed = {
         "train", "evaluate", "embed", "forecast", "run", "settle", "resolve", "config", "screen",
-        "estimator", "checkpoint", "resume", "replay", "retry",
+        "estimator", "checkpoint", "resume", "replay", "retry", "doctor", "examine", "stored",
     }  # fmt: skip
     for path in PACKAGE.rglob("*.py"):
         inside = path.relative_to(PACKAGE)

@@ -3,18 +3,44 @@
 import errno
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
+from urllib.error import HTTPError
 from urllib.parse import urlparse
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 _BLOCK = 1 << 20
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+_allowed = ContextVar("downloads_allowed", default=True)
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Take what is absent for absent: for whoever only looks."""
+    before = _allowed.set(False)
+    try:
+        yield
+    finally:
+        _allowed.reset(before)
+
+
+def check_downloads() -> None:
+    """Refuse a download inside `without_downloads`.
+
+    Raises:
+        OSError: then.
+    """
+    if not _allowed.get():
+        raise OSError("this command downloads nothing; jepa.train would")
 
 
 def fetch(
@@ -80,6 +106,7 @@ def _download(
     _check_url(url)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        check_downloads()
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             found = _stream(url, path, file, max_bytes=max_bytes, timeout_s=timeout_s)
@@ -101,9 +128,27 @@ def _download(
 
 
 def _check_url(url: str) -> None:
-    parts = urlparse(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOCAL):
+    if urlparse(url).scheme != "https" and not _is_local(url):
         raise ValueError(f"downloads need an https address, got {url!r}")
+
+
+def _is_local(url: str) -> bool:
+    parts = urlparse(url)
+    return parts.scheme == "http" and parts.hostname in _LOCAL
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follow to https only; what this machine sends may lead on to this machine."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        may = urlparse(newurl).scheme == "https" or (_is_local(req.full_url) and _is_local(newurl))
+        if not may:
+            reason = f"a redirect to {newurl} is refused: it is not https"
+            raise HTTPError(req.full_url, code, reason, headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_opener = build_opener(_Redirects)
 
 
 def _stream(url: str, path: Path, file: BinaryIO, *, max_bytes: int, timeout_s: float) -> str:
@@ -112,14 +157,13 @@ def _stream(url: str, path: Path, file: BinaryIO, *, max_bytes: int, timeout_s: 
     done = 0
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
     request = Request(url, headers={"User-Agent": "jepa"})
-    with urlopen(request, timeout=timeout_s) as answer, Progress(*columns) as progress:
-        _check_url(answer.url)  # after redirects
+    with _opener.open(request, timeout=timeout_s) as answer, Progress(*columns) as progress:
         length = int(answer.headers.get("Content-Length") or 0)
+        _check_length(url, length, max_bytes)
         bar = progress.add_task(path.name, total=length or None)
         while block := answer.read(_BLOCK):
             done += len(block)
-            if done > max_bytes:
-                raise ValueError(f"{url} is longer than {max_bytes:,} bytes: not the file meant")
+            _check_length(url, done, max_bytes)
             file.write(block)
             digest.update(block)
             progress.update(bar, completed=done)
@@ -128,6 +172,11 @@ def _stream(url: str, path: Path, file: BinaryIO, *, max_bytes: int, timeout_s: 
             f"the download of {url} was cut short: {done:,} of {length:,} bytes; run again"
         )
     return digest.hexdigest()
+
+
+def _check_length(url: str, n_bytes: int, max_bytes: int) -> None:
+    if n_bytes > max_bytes:
+        raise ValueError(f"{url} is longer than {max_bytes:,} bytes: not the file meant")
 
 
 def _absent(url: str, path: Path, error: Exception) -> str:

@@ -11,6 +11,8 @@ import pandas as pd
 from sklearn.datasets import fetch_openml
 from sklearn.utils import Bunch
 
+from jepa.data.files import check_downloads
+
 
 def read_openml(
     data_id: int, data_dir: str, *, target: str, timeout_s: float = 20.0
@@ -23,6 +25,8 @@ def read_openml(
         FileNotFoundError: if it is not cached and cannot be downloaded.
     """
     try:
+        if not (Path(data_dir) / "openml").is_dir():  # nothing is cached
+            check_downloads()
         with _timeout(timeout_s):
             bunch = fetch_openml(
                 data_id=data_id, data_home=data_dir, as_frame="auto", n_retries=1, delay=0.1

@@ -8,6 +8,7 @@ from urllib.error import URLError
 import numpy as np
 import torch
 
+from jepa.data.files import check_downloads
 from jepa.data.pixels import Images
 
 
@@ -34,6 +35,7 @@ def open_set(build: Callable[..., Any], places: list[Path], folder: str, **setti
                 "delete it, and the next run downloads it again"
             ) from error
     try:
+        check_downloads()
         places[0].mkdir(parents=True, exist_ok=True)
         return build(root=str(places[0]), download=True, **settings)
     except (URLError, OSError, RuntimeError) as error:
