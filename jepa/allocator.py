@@ -1,6 +1,10 @@
-"""Keep freed memory in the process: fresh pages cost a CPU more than the layers that fill them."""
+"""What the process does with memory it no longer uses: keep it, where that is faster, or let go.
+
+Fresh pages cost a CPU more than the layers that fill them.
+"""
 
 import ctypes
+import gc
 import platform
 import sys
 
@@ -20,3 +24,14 @@ def keep_memory() -> bool:
     libc = ctypes.CDLL(None)
     kept = libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
     return bool(kept and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def free_memory() -> None:
+    """Let go of what a trial has left: cycles, and the blocks that the device's allocator keeps."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is None:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

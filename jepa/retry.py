@@ -128,7 +128,7 @@ def go_on(cfg: DictConfig, retry: Retry, run_dir: Path) -> DictConfig:
 
 def let_go(retry: Retry) -> None:
     """Forget the frames of the failed attempt: they hold its model and its activations."""
-    from jepa.sweeps.optuna import free_memory
+    from jepa.allocator import free_memory
 
     for error in (retry, retry.error):
         error.__traceback__ = error.__cause__ = error.__context__ = None

@@ -13,10 +13,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from support import BARS, settings
 
+from jepa.allocator import free_memory
 from jepa.plan import PlanError, count_parameters
 from jepa.resolve import check_depth, pick_device, resolve_batch, resolve_size
 from jepa.run import FROM_THE_USER
-from jepa.sweeps.in_process import free_memory
 from jepa.sweeps.optuna import SearchSpaceSweeper
 from jepa.sweeps.space import read_space
 from jepa.sweeps.studies import main, run_all, studies

@@ -1,11 +1,10 @@
 """Any other launcher of Hydra's behind a sweep: each trial runs to its end before the next."""
 
-import gc
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jepa.allocator import free_memory
 from jepa.sweeps.outcome import Outcome, failed, judge
 
 
@@ -47,14 +46,3 @@ class InProcess:
             outcome = Outcome("pruned", text) if kind == "PlanError" else failed(directory, text)
         free_memory()
         return Done(directory, outcome)
-
-
-def free_memory() -> None:
-    """Let go of what a trial has left: cycles, and the blocks that the device's allocator keeps."""
-    gc.collect()
-    if (torch := sys.modules.get("torch")) is None:
-        return
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
