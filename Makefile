@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-ci test-all test-resume slurm-up test-slurm slurm-down soak check audit bench patchtst-studies clean
+.PHONY: help setup run test test-ci test-all test-resume slurm-up test-slurm slurm-down soak check audit bench sweep sweep-report patchtst-studies clean
 bin := .venv/bin
 audit := .audit
 parallel := --numprocesses auto --maxprocesses 4
@@ -58,6 +58,12 @@ audit:  ## Known vulnerabilities of what is installed in .venv, by pip-audit (ne
 
 bench: setup  ## Speed and memory, as ratios to the floor; only=<entry> picks one
 	$(bin)/python -m tests.bench $(if $(only),only=$(only))
+
+sweep: setup  ## Search T-JEPA's space on digits, 20 trials; args="+experiment=hjepa_sweep ..."
+	$(bin)/python -m jepa.train -m hydra/sweeper=optuna $(args)
+
+sweep-report: setup  ## Tables and plots of a sweep once more; run=<sweep directory>
+	$(bin)/python -m jepa.sweeps.report run=$(run)
 
 patchtst-studies: setup  ## The 12 searches of PatchTST in order; START_FROM=<1-12> N_TRIALS=<50>
 	$(bin)/python -m jepa.sweeps.studies start_from=$(or $(START_FROM),1) n_trials=$(or $(N_TRIALS),50) $(args)

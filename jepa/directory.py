@@ -16,6 +16,14 @@ WAYS = ("hydra.", "resume=", "trust=")
 _held: dict[Path, IO[str]] = {}
 
 
+def is_first_rank() -> bool:
+    """Tell whether this process writes: launchers number the processes of a run."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"):
+        if os.environ.get(name, "0") != "0":
+            return False
+    return True
+
+
 def hold(run_dir: Path) -> None:
     """Lock the directory until `release`, or until this process ends, however it does.
 

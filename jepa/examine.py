@@ -24,6 +24,7 @@ from jepa.data.files import without_downloads
 from jepa.plan import count_parameters, device_bytes, show
 from jepa.resolve import build, pick_device
 from jepa.settle import n_devices, predicts_target, settle
+from jepa.stages import check_stages, stages_of
 from jepa.step_memory import build_unallocated
 from jepa.trial import (
     PeakMemory,
@@ -101,7 +102,7 @@ def check_plan(patient: Patient) -> Result:
     cfg, data = patient.cfg, patient.need("data")
     settings = settle(cfg, data, predicts_target=predicts_target(cfg))
     data.batch_size = settings.data.batch_size
-    stages = train.stages_of(cfg, settings, patient.run_dir)
+    stages = stages_of(cfg, settings, patient.run_dir)
     probes = run.build_probes(settings, data.spec)
     run.check_probes(settings, probes, data.spec)
     empty = build_unallocated(lambda: build(settings, data.spec))
@@ -145,7 +146,7 @@ def check_step(patient: Patient) -> Result:
         raise Skip("the batch does not fit the memory: see there")
     memory = PeakMemory(device)
     model = run.build_model(settings, data.spec)
-    train.check_stages(patient.need("stages"), settings, data, model)
+    check_stages(patient.need("stages"), settings, data, model)
     record = Record(
         config=OmegaConf.to_yaml(settings),
         spec=run.spec_state(data.spec),

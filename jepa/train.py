@@ -1,6 +1,5 @@
 """Train one model: `python -m jepa.train [+experiment=<name>] [key=value ...]`."""
 
-import copy
 import json
 import logging
 import os
@@ -8,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -16,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from jepa import directory
 from jepa.allocator import keep_memory
 from jepa.config import CONF, UserError, explain, fail, refuse_used, run_command
+from jepa.directory import is_first_rank
 from jepa.sweeps import optuna
+from jepa.sweeps.naming import with_study
 
 if TYPE_CHECKING:
     import lightning as L
@@ -116,14 +117,6 @@ def set_variables(cfg: DictConfig) -> None:
         )
 
 
-def is_first_rank() -> bool:
-    """Tell whether this process writes: launchers number the processes of a run."""
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"):
-        if os.environ.get(name, "0") != "0":
-            return False
-    return True
-
-
 def train(cfg: DictConfig, run_dir: Path) -> float:
     """Attempt a run, again where the guard knows a remedy for what failed; return the objective.
 
@@ -162,6 +155,7 @@ def attempt(cfg: DictConfig, run_dir: Path) -> float:
     from jepa.checkpoint import CheckpointFiles
     from jepa.resume import find_resume
     from jepa.settle import predicts_target, settle
+    from jepa.stages import check_stages, run_stages, stages_of
 
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -197,7 +191,7 @@ def attempt(cfg: DictConfig, run_dir: Path) -> float:
         )
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     best = best_of(trainer, cfg.objective)[0] or str(run_dir / "checkpoints" / "last.ckpt")
-    reports = run_stages(stages, best)
+    reports = run_stages(stages, best, train=train)
     if trainer.is_global_zero:
         return finish(cfg, run_dir, data, model, trainer, probes, reports)
     return float("nan")
@@ -215,72 +209,6 @@ def remedied(cfg: DictConfig, callbacks: "list[L.Callback]") -> Iterator[None]:
         if remedy is None:
             raise
         raise remedy from error
-
-
-def stages_of(cfg: DictConfig, settled: DictConfig, run_dir: Path) -> dict[str, DictConfig]:
-    """Return the whole config of each stage that follows this run, by name.
-
-    A stage is a run of its own in a folder below this one's: its `model` takes the place of this
-    run's, its `trainer` changes what it names, and its encoder starts from this run's best
-    checkpoint. What it takes over from this run's model is settled, as the width that `size` asks
-    for; the rest is settled anew, as the batch that fits its own model.
-
-    Raises:
-        ValueError: for a stage without a model, or with other parts.
-    """
-    stages = {}
-    for name, node in (settled.stages or {}).items():
-        changes = cast(dict, OmegaConf.to_container(node, resolve=True)) if node else {}
-        if "model" not in changes or set(changes) - {"model", "trainer"}:
-            raise ValueError(
-                f"stages.{name} takes model (needed) and trainer, got {sorted(changes)}"
-            )
-        stage = copy.deepcopy(cfg)
-        OmegaConf.set_struct(stage, False)
-        stage.model = changes["model"]
-        stage.trainer = OmegaConf.merge(stage.trainer, changes.get("trainer", {}))
-        stage.run_dir = str(run_dir / str(name))
-        stage.resume = "auto" if cfg.resume == "auto" else "never"
-        stage.size = None
-        stage.objective, stage.probes, stage.criteria, stage.stages = "auto", ["auto"], [], None
-        stages[str(name)] = stage
-    return stages
-
-
-def check_stages(
-    stages: dict[str, DictConfig], cfg: DictConfig, data: Any, model: "L.LightningModule"
-) -> None:
-    """Hand the untrained encoder to each stage, to see before training that it fits.
-
-    Raises:
-        ValueError: naming the stage, where it does not.
-    """
-    from jepa import run
-
-    for name, stage in stages.items():
-        if stage.resume == "never":
-            refuse_used("never", Path(stage.run_dir))
-        successor = run.build_model(stage, data.spec)
-        try:
-            run.transfer(successor, model.state_dict(), stage.model, cfg.model)
-        except ValueError as error:
-            raise ValueError(f"stages.{name}: {error}") from error
-
-
-def run_stages(stages: dict[str, DictConfig], best: str) -> dict[str, dict[str, Any]]:
-    """Train each stage from the best checkpoint; return their reports by name."""
-    from jepa import screen
-
-    reports = {}
-    for name, stage in stages.items():
-        if is_first_rank():
-            screen.say(f"stage {name}: from {best}")
-        stage.init_from = best
-        train(stage, Path(stage.run_dir))
-        if is_first_rank():
-            text = (Path(stage.run_dir) / "report.json").read_text(encoding="utf-8")
-            reports[name] = json.loads(text)
-    return reports
 
 
 def quiet() -> None:
@@ -441,6 +369,7 @@ def best_of(trainer: "L.Trainer", objective: str) -> tuple[str | None, float | N
 def cli() -> None:
     """Run the command, with our sweeper behind `hydra/sweeper=optuna`."""
     optuna.register()
+    sys.argv[1:] = with_study(sys.argv[1:])
     run_dir = directory.named(sys.argv[1:])
     if run_dir is None or not run_dir.is_dir() or not is_first_rank():
         run_command(main, "config")

@@ -477,7 +477,7 @@ class TestRuns:
         assert start == str(tmp_path / "checkpoints" / "best.ckpt")
 
     def test_a_stage_takes_the_width_that_a_size_asks_for(self, tmp_path):
-        from jepa.train import stages_of
+        from jepa.stages import stages_of
 
         composed = OmegaConf.create({
             "size": "2m", "resume": "never", "trainer": {"max_epochs": 3}, "model": {"width": 16},

@@ -1,6 +1,6 @@
 """`heartbeat.json`: that the run is alive, how far it is, and what it has reached.
 
-A sweep reads it to prune a trial and to end one that hangs.
+A sweep reads it to prune a trial and to end one that hangs. Where it stays, the run was killed.
 """
 
 import json
@@ -67,6 +67,11 @@ class Heartbeat(L.Callback):
             os.replace(temporary, self.path)
         except OSError:
             return
+
+    @rank_zero_only
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the file away from a run that has ended: the report says the rest."""
+        self.path.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was reached, for a run that goes on."""

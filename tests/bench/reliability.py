@@ -1,0 +1,124 @@
+"""What keeping a run safe costs a step: the same run, with its callbacks in and out by turns.
+
+Resume, best, interrupt, guard and heartbeat take part in every other block of steps; both kinds of
+blocks stand side by side in one run, so that a busy machine slows both. Checkpoints are written
+after validations and every quarter of an hour, so what one takes is told apart.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from jepa.callbacks.best import Best
+from jepa.callbacks.guard import Guard
+from jepa.callbacks.heartbeat import Heartbeat
+from jepa.callbacks.interrupt import Interrupt
+from jepa.callbacks.resume import Resume
+from tests.support import run_training
+
+SAFETY = (Best, Guard, Heartbeat, Interrupt, Resume)
+BLOCK, N_PAIRS = 10, 15
+RUNS = {
+    "T-JEPA": ("data=digits_table", "model=tjepa"),
+    "H-JEPA": ("data=digits", "model=hjepa", "model.patch=2", "data.batch_size=64"),
+    "PatchTST": ("data=toy_series", "model=patchtst", "data.n_steps=6000"),
+}
+PLAN = (
+    "trainer=cpu", "trainer.max_epochs=1000", f"trainer.max_steps={2 * BLOCK * (N_PAIRS + 1)}",
+    "trainer.check_val_every_n_epoch=1000", "logger=csv", "test=false", "report.max_rows=200",
+    "report.max_split_rows=200", "callbacks.probe.max_rows=200", "callbacks.collapse=null",
+    "guard.every_share=1.0",
+)  # fmt: skip
+
+
+class Turns(L.Callback):
+    """Take the callbacks of safety out of every other block of steps, and time the blocks."""
+
+    def __init__(self) -> None:
+        self.all: list[Any] = []
+        self.times: dict[bool, list[float]] = {True: [], False: []}
+        self.safe, self.began, self.save_s = True, 0.0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note who takes part."""
+        self.all = list(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Change sides after every block."""
+        if trainer.global_step % BLOCK:
+            return
+        now = time.process_time()
+        if trainer.global_step >= 2 * BLOCK:  # after the warm-up
+            self.times[self.safe].append((now - self.began) / BLOCK)
+        self.safe = (trainer.global_step // BLOCK) % 2 == 0
+        kept = [one for one in self.all if self.safe or not isinstance(one, SAFETY)]
+        trainer.callbacks = kept  # pyright: ignore[reportAttributeAccessIssue]
+        self.began = time.process_time()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put all of them back where an epoch ends: they write checkpoints there."""
+        trainer.callbacks = self.all  # pyright: ignore[reportAttributeAccessIssue]
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Time a checkpoint."""
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer.save_checkpoint(Path(folder) / "one.ckpt")
+        self.save_s = time.perf_counter() - began
+
+
+TURNS: list[Turns] = []
+
+
+def turns() -> Turns:
+    """Hand the callback to a run."""
+    return TURNS[-1]
+
+
+def run(console: Console, *, quick: bool = False, compiled: bool = False) -> dict:
+    """Measure every family on one thread; return the figures."""
+    n_threads, figures = torch.get_num_threads(), {}
+    torch.set_num_threads(1)
+    table = Table("family", "ms/step without", "with", "difference", "quartiles", "checkpoint ms")
+    for name, settings in list(RUNS.items())[: 1 if quick else None]:
+        TURNS.append(Turns())
+        with tempfile.TemporaryDirectory() as folder, console.capture():
+            target = "+callbacks.turns._target_=tests.bench.reliability.turns"
+            run_training(Path(folder), *settings, *PLAN, target)
+        figures[name] = judge(TURNS[-1])
+        f = figures[name]
+        table.add_row(
+            name,
+            f"{f['ms_off']:.2f}",
+            f"{f['ms_on']:.2f}",
+            f"{f['overhead']:+.2%}",
+            f"{f['low']:+.2%} to {f['high']:+.2%}",
+            f"{f['checkpoint_ms']:.0f}",
+        )
+    torch.set_num_threads(n_threads)
+    console.print(table)
+    return figures
+
+
+def judge(one: Turns) -> dict[str, float]:
+    """Compare neighbouring blocks."""
+    pairs = list(zip(one.times[True], one.times[False], strict=False))
+    shares = sorted(on / off - 1 for on, off in pairs)
+    low, middle, high = statistics.quantiles(shares, n=4)
+    return {
+        "ms_on": 1e3 * statistics.median(on for on, _ in pairs),
+        "ms_off": 1e3 * statistics.median(off for _, off in pairs),
+        "overhead": middle,
+        "low": low,
+        "high": high,
+        "checkpoint_ms": 1e3 * one.save_s,
+    }
