@@ -5,9 +5,11 @@ blocks stand side by side in one run, so that a busy machine slows both. Checkpo
 after validations and every quarter of an hour, so what one takes is told apart.
 """
 
+import io
 import statistics
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from jepa.callbacks.resume import Resume
 from tests.support import run_training
 
 SAFETY = (Best, Guard, Heartbeat, Interrupt, Resume)
-BLOCK, N_PAIRS = 10, 15
+BLOCK, N_PAIRS = 10, 30
 RUNS = {
     "T-JEPA": ("data=digits_table", "model=tjepa"),
     "H-JEPA": ("data=digits", "model=hjepa", "model.patch=2", "data.batch_size=64"),
@@ -91,7 +93,7 @@ def run(console: Console, *, quick: bool = False, compiled: bool = False) -> dic
     table = Table("family", "ms/step without", "with", "difference", "quartiles", "checkpoint ms")
     for name, settings in list(RUNS.items())[: 1 if quick else None]:
         TURNS.append(Turns())
-        with tempfile.TemporaryDirectory() as folder, console.capture():
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             target = "+callbacks.turns._target_=tests.bench.reliability.turns"
             run_training(Path(folder), *settings, *PLAN, target)
         figures[name] = judge(TURNS[-1])
