@@ -45,7 +45,6 @@ class Soak:
     run_dir: Path
     arguments: list[str]
     every: tuple[float, float]
-    ways: tuple[str, ...]
     rng: random.Random
     lives: list[Life] = field(default_factory=list)
 
@@ -114,7 +113,7 @@ def settings_of(family: str, folder: Path) -> list[str]:
         return list(DIGITS)
     return [
         *resume_cases.settings_of(family, folder),
-        "trainer.max_epochs=60",
+        "trainer.max_epochs=240",
         "callbacks.early_stopping.patience=null",
     ]
 
@@ -158,7 +157,7 @@ def main(*arguments: str) -> None:
     run = settings_of(settings["family"], folder)
     console.print(f"{folder}: undisturbed {whole(folder, run):.0f} s")
     ways = ("SIGKILL",) if kills else WAYS
-    soak = Soak(folder / "run", run, (low, high), ways, random.Random(int(settings["seed"])))
+    soak = Soak(folder / "run", run, (low, high), random.Random(int(settings["seed"])))
     began = time.monotonic()
     while how_it_ended(soak.run_dir) is None:
         n_kills = sum(life.end == "SIGKILL" for life in soak.lives)

@@ -81,7 +81,7 @@ class SearchSpaceSweeper(OptunaSweeper):
             name=study.study_name,
             command=getattr(launcher, "command", None) or local.own_command(),
         )
-        with Screen(study, n_trials=plugin.n_trials, n_jobs=plugin.n_jobs, folder=folder) as screen:
+        with Screen(study, n_trials=plugin.n_trials, n_jobs=plugin.n_jobs) as screen:
             pages = Pages(study, folder)
 
             def told(trial: Any, outcome: Any) -> None:

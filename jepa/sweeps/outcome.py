@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+from jepa.report import write_text
 
 RESULT, LOG = "result.json", "output.log"
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
@@ -30,9 +31,7 @@ class RecordOutcome(Callback):
             error = job_return._return_value
             content |= {"kind": type(error).__name__, "error": str(error)}
         path = Path(config.hydra.runtime.output_dir) / RESULT
-        temporary = path.with_name(f".{RESULT}.tmp")
-        temporary.write_text(json.dumps(content, default=str) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(content, default=str) + "\n")
 
 
 @dataclass(frozen=True)

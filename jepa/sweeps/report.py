@@ -8,7 +8,6 @@ import csv
 import html
 import io
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from jepa.config import UserError, fail
+from jepa.report import write_text
 from jepa.sweeps import study as studies
 
 if TYPE_CHECKING:
@@ -36,14 +36,7 @@ FIRST = ["number", "state", "value", "reason", "seconds", "directory"]
 def record(folder: Path, *, storage: str | None, name: str, command: Sequence[str]) -> None:
     """Note where the study lies and what each trial runs."""
     content = {"storage": storage, "study": name, "command": list(command)}
-    write(folder / RECORD, OmegaConf.to_yaml(OmegaConf.create(content)))
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file that is whole or not there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(folder / RECORD, OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
 def write_tables(study: "optuna.Study", folder: Path) -> None:
@@ -55,12 +48,12 @@ def write_tables(study: "optuna.Study", folder: Path) -> None:
     rows.writerow([*FIRST, *keys])
     for trial in trials:
         rows.writerow([*row(trial, folder), *(trial.params.get(key, "") for key in keys)])
-    write(folder / "trials.csv", text.getvalue())
+    write_text(folder / "trials.csv", text.getvalue())
     best = [studies.best_of(trials)] if len(study.directions) == 1 else study.best_trials
     if best := [one for one in best if one is not None]:
         found = [describe(one, folder) for one in best]
         content = found[0] if len(study.directions) == 1 else {"pareto": found}
-        write(folder / "best.yaml", OmegaConf.to_yaml(OmegaConf.create(content)))
+        write_text(folder / "best.yaml", OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
 def row(trial: Any, folder: Path) -> list[Any]:
@@ -120,7 +113,7 @@ def write_page(study: "optuna.Study", folder: Path) -> None:
         parts.append(f"<h2>{title}</h2><img src='data:image/png;base64,{picture}'>")
     parts += failures(study, folder)
     page = f"<!doctype html><meta charset='utf-8'><style>{STYLE}</style>" + "\n".join(parts)
-    write(folder / "report.html", page + "\n")
+    write_text(folder / "report.html", page + "\n")
 
 
 def failures(study: "optuna.Study", folder: Path) -> list[str]:

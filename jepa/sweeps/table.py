@@ -1,7 +1,6 @@
 """What a sweep shows while it runs: a live table on a terminal, else a line for each trial."""
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -22,8 +21,8 @@ REFRESH_S = 1.0
 class Screen:
     """Shows the trials in flight, the best so far, and when the sweep will be over."""
 
-    def __init__(self, study: "optuna.Study", *, n_trials: int, n_jobs: int, folder: Path):
-        self.study, self.n_trials, self.n_jobs, self.folder = study, n_trials, n_jobs, folder
+    def __init__(self, study: "optuna.Study", *, n_trials: int, n_jobs: int):
+        self.study, self.n_trials, self.n_jobs = study, n_trials, n_jobs
         self.console = Console()
         self.live: Live | None = None
         self.shown = 0.0
