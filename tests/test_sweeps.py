@@ -295,3 +295,13 @@ def test_the_grid_of_the_design_documents_has_its_size_and_no_invalid_point():
         assert one["model.width"] % one["model.n_heads"] == 0
         assert one["model.predictor_width"] % one["model.predictor_n_heads"] == 0
         assert (one["model.mlp_ratio"] * one["model.width"]).is_integer()
+
+
+def test_a_trial_without_a_driver_is_run_again(tmp_path):
+    """The driver was killed between asking for the trial and signing it."""
+    folder = tmp_path / "s"
+    sweep(folder, n_trials=1)
+    storage = f"sqlite:///{folder}/optuna.db"
+    optuna.load_study(study_name="study", storage=storage).ask()
+    sweep(folder, n_trials=2)
+    assert [row["state"] for row in rows(folder)] == ["COMPLETE", "LOST", "COMPLETE"]

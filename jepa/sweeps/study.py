@@ -105,11 +105,11 @@ class Driver:
         fcntl.flock(self.file, fcntl.LOCK_EX)
 
     def lives(self, name: str) -> bool:
-        """Tell whether another driver is still at work."""
+        """Tell whether another driver is still at work; one that left no name is not."""
         path = self.folder / name
         if name == self.name:
             return True
-        if not path.exists():
+        if not path.is_file():
             return False
         with path.open("r+") as file:
             try:
