@@ -31,12 +31,16 @@ def column(rows: Rows, name: str) -> list[float]:
 
 
 def of_run(rows: Rows) -> Iterator[tuple[str, float, Band]]:
-    """Yield what concerns the run as a whole, where enough was logged."""
+    """Yield what concerns the run as a whole, where enough was logged.
+
+    The loss against a teacher that moves may rise while the codes get better: it is not judged.
+    """
     values: dict[str, float] = {}
     losses = column(rows, "val/loss") or column(rows, "train/loss")
-    if len(losses) > 1 and min(losses) > 0:
+    judged = not any(row.get(name) for row in rows for name in row if name.startswith("health/"))
+    if judged and len(losses) > 1 and min(losses) > 0:
         values["loss_rise"] = losses[-1] / min(losses)
-    if (since := epochs_since_best(rows)) is not None:
+    if judged and (since := epochs_since_best(rows)) is not None:
         values["flat_epochs"] = since
     speeds = column(rows, "time/samples_per_s")
     if len(speeds) > 2:
