@@ -21,7 +21,7 @@ from jepa.callbacks.record import Record
 from jepa.checks import Result
 from jepa.config import explain, refuse_used
 from jepa.data.files import without_downloads
-from jepa.plan import count_parameters, device_bytes, show
+from jepa.plan import SAFETY, count_parameters, device_bytes, show
 from jepa.resolve import build, pick_device
 from jepa.settle import n_devices, predicts_target, settle
 from jepa.stages import check_stages, stages_of
@@ -44,7 +44,6 @@ THREADS = (1, 2, 4)
 N_FILES = 256  # decoded with each number of threads
 FASTER = 1.1  # times the samples a second: worth a suggestion
 MOST_CHARACTERS = 1000  # of an error: a compiler prints pages
-SAFETY = 0.85  # share of the device that may be used, as the planner's
 
 
 class Skip(Exception):

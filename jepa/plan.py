@@ -22,6 +22,7 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "64-true": (torch.float64, None),
 }
 SHORT_PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
+SAFETY = 0.85  # share of the device that may be used
 
 
 class PlanError(ValueError):
@@ -60,7 +61,7 @@ def plan_batch(
     precision: str = "32-true",
     optimizer: Callable[..., Optimizer] | None = None,
     checkpointing: bool = False,
-    safety: float = 0.85,
+    safety: float = SAFETY,
     device: torch.device | str = "cpu",
     max_batch: int | None = None,
 ) -> BatchPlan:

@@ -40,7 +40,7 @@ class Guard(L.Callback):
         max_restores: how often a run may go back before it stops.
         dumps: how many broken steps of a run are written down for `python -m jepa.replay`.
         every_share: part of all steps from one copy of the healthy weights to the next, which is
-            `smoothing` steps at least.
+            `smoothing` steps at least; one is taken after every checkpoint as well.
         loss_ratio, smoothing, rising: what is divergence, see `Divergence`.
         over_budget: with `trainer.max_time`, whether a late run is made to end in time.
         out_of_memory: whether to go on with smaller micro-batches, see `jepa.retry`.
@@ -82,6 +82,7 @@ class Guard(L.Callback):
         self.reason = ""  # why it stopped
         self.wanted = ""  # why it is to go back at the next place where it can
         self.saved: dict[str, Any] | None = None
+        self.copy_due = False  # a checkpoint was written: a run that goes on from it copies it too
         self.step, self.buffers = Step(), list[Tensor]()
         self.every, self.seen_step = 1, -1
         self.stepping = False  # the optimizer is at work: weights may be of two steps
@@ -95,7 +96,7 @@ class Guard(L.Callback):
         self.schedules.begin(trainer, pl_module)
         self.pace.begin(trainer)
         if self.saved is None:
-            self.saved = snapshot(trainer, pl_module)
+            self.saved, self.copy_due = snapshot(trainer, pl_module), True
         if self.reason and self.n_restores >= self.max_restores:
             trainer.should_stop = True  # a resumed run that had stopped
         else:
@@ -137,8 +138,9 @@ class Guard(L.Callback):
         self.n_skips = max(0, self.n_skips - 1)
         self.divergence.note_loss(loss)
         self.wanted = self.wanted or self.divergence.verdict()
-        if trainer.global_step % self.every == 0 and self.is_healthy():
-            self.saved = snapshot(trainer, pl_module)
+        due = self.copy_due or trainer.global_step % self.every == 0
+        if due and self.is_healthy():
+            self.saved, self.copy_due = snapshot(trainer, pl_module), False
 
     def skip(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: float) -> None:
         """Count a step that was left out and write it down; want to go back after too many."""
@@ -227,6 +229,12 @@ class Guard(L.Callback):
             f"step {step}: {why}: back to the last healthy weights with half the learning rate "
             f"({self.n_restores} of at most {self.max_restores} times)"
         )
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Copy these weights at the next good step, as the run that goes on from them will."""
+        self.copy_due = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has fired; the healthy weights only where those of the checkpoint are not."""

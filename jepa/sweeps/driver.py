@@ -97,7 +97,8 @@ class Sweep:
         terminal.open()
         try:
             with studies.alone(self.folder):
-                studies.repair(self.study, self.folder, self.driver)
+                for number in studies.repair(self.study, self.folder, self.driver):
+                    print(f"trial {number}: its driver died; it is run again", flush=True)
             while (self.fill() or self.flights) and not self.heard:
                 self.shown(self.flights)
                 time.sleep(POLL_S)
