@@ -175,12 +175,13 @@ def name_unknown_override(error: Exception, overrides: list[Override], config_na
         near = difflib.get_close_matches(option[2], names, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"valid: {', '.join(names)}"
         return f"{option[1]}={option[2]}: there is no such option; {hint}"
-    groups = [o.input_line or "" for o in overrides if is_choice(o)]
+    groups = [o.input_line or "" for o in overrides if is_choice(o) or "/" in o.key_or_group]
     values = [o for o in overrides if not is_choice(o) and f"'{o.key_or_group}'" in text]
-    if not values or values[0].key_or_group.startswith("hydra."):
+    if not values:
         return text
+    of_hydra = values[0].key_or_group.startswith("hydra.")
     try:
-        cfg = compose(config_name, groups)
+        cfg = compose(config_name, groups, return_hydra_config=of_hydra)
     except (HydraException, OmegaConfBaseException):
         return text
     return unknown(values[0].key_or_group, cfg)

@@ -48,9 +48,18 @@ def entry(value: float) -> dict[str, Any]:
 
 def write(run_dir: Path, report: dict[str, Any]) -> None:
     """Write report.json and report.md, each whole or not at all."""
-    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n"
     for name, content in (("report.json", text), ("report.md", markdown(report))):
         write_text(run_dir / name, content)
+
+
+def without_nan(value: Any) -> Any:
+    """Return it with null in place of numbers that are not finite, for which JSON has no word."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, content: str) -> None:

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from jepa.report import write_text
 
 RESULT, LOG = "result.json", "output.log"
-OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
+# kinds of errors, and what torch says on the CPU
+OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError", "can't allocate memory")
 
 
 class RecordOutcome(Callback):
@@ -60,8 +61,9 @@ def read_outcome(directory: Path, code: int, *, n_objectives: int = 1) -> Outcom
     if result["kind"] == "PlanError":
         return Outcome("pruned", result["error"])
     if result["kind"] is not None:
-        why = "out of memory: " if result["kind"] in OUT_OF_MEMORY else ""
-        return failed(directory, f"{why}{result['kind']}: {result['error']}")
+        text = f"{result['kind']}: {result['error']}"
+        why = "out of memory: " if any(one in text for one in OUT_OF_MEMORY) else ""
+        return failed(directory, why + text)
     if code:
         return failed(directory, how_it_left(code))
     return judge(directory, result["value"], n_objectives)
