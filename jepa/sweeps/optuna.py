@@ -23,7 +23,7 @@ from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf, TPESamp
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import OmegaConf
 
-from jepa.sweeps import local
+from jepa.sweeps import local, slurm
 from jepa.sweeps.driver import ASKED, Settings, Sweep
 from jepa.sweeps.in_process import InProcess
 from jepa.sweeps.report import record, summarize, write_all, write_tables
@@ -96,7 +96,7 @@ class SearchSpaceSweeper(OptunaSweeper):
                 folder,
                 Settings(
                     n_trials=plugin.n_trials,
-                    n_jobs=plugin.n_jobs if isinstance(launcher, local.LocalLauncher) else 1,
+                    n_jobs=1 if isinstance(launcher, InProcess) else plugin.n_jobs,
                     max_failure_rate=plugin.max_failure_rate,
                     max_retries=self.max_retries,
                     extender=plugin.custom_search_space_extender,
@@ -104,6 +104,7 @@ class SearchSpaceSweeper(OptunaSweeper):
                 ),
                 told,
                 screen.show,
+                getattr(launcher, "adopt", None),
             )
             try:
                 sweep.run()
@@ -161,6 +162,9 @@ class SearchSpaceSweeper(OptunaSweeper):
         assert config is not None and plugin.launcher is not None  # set up before a sweep starts
         launcher = plugin.launcher
         asked = [one for one in config.hydra.overrides.hydra if "launcher" in one]
+        if isinstance(launcher, slurm.SlurmLauncher):
+            launcher.n_objectives = n_objectives
+            return launcher
         if not isinstance(launcher, local.LocalLauncher):
             if asked or type(launcher).__name__ != "BasicLauncher":
                 return InProcess(launcher, n_objectives=n_objectives)
@@ -289,6 +293,7 @@ def register() -> None:
     """
     Plugins.instance().register(SearchSpaceSweeper)
     local.register()
+    slurm.register()
     nodes = {
         ("hydra/sweeper", "optuna"): SearchSpaceSweeperConf,
         ("hydra/sweeper/sampler", "tpe"): SeededTPEConf,

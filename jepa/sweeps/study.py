@@ -124,16 +124,21 @@ class Driver:
         self.file.close()
 
 
-def repair(study: "optuna.Study", folder: Path, driver: Driver) -> list[int]:
-    """Fail what dead drivers left running and enqueue it again; return the trials' numbers."""
+def orphans(study: "optuna.Study", driver: Driver) -> list[Any]:
+    """Return the running trials whose drivers are dead."""
     from optuna.trial import TrialState
 
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [one for one in running if not driver.lives(one.user_attrs.get("driver", ""))]
+
+
+def repair(study: "optuna.Study", folder: Path, driver: Driver) -> list[int]:
+    """Fail what dead drivers left running and enqueue it again; return the trials' numbers."""
     lost = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not driver.lives(trial.user_attrs.get("driver", "")):
-            kill_orphan(folder / str(trial.number))
-            give_up(study, trial, "its driver died", folder)
-            lost.append(trial.number)
+    for trial in orphans(study, driver):
+        kill_orphan(folder / str(trial.number))
+        give_up(study, trial, "its driver died", folder)
+        lost.append(trial.number)
     return lost
 
 
