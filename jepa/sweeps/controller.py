@@ -11,7 +11,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from jepa.config import UserError, check_command_line, fail
 from jepa.report import write_text
@@ -51,18 +50,18 @@ def submit(arguments: Sequence[str]) -> str:
     """Submit the driver of a sweep; return what to tell the user.
 
     Raises:
-        UserError: if the arguments are wrong, SLURM is not there or refuses, or the directory cannot
-            be written.
+        UserError: if the arguments are wrong, the directory cannot be written, or SLURM is not
+            there or refuses.
     """
     arguments = list(arguments) if {"-m", "--multirun"} & {*arguments} else ["-m", *arguments]
     check_command_line(with_study(arguments), "config")
     if shutil.which("sbatch") is None:
         raise UserError(
-            "sbatch is not found on this machine: submit where SLURM is, or run the sweep here with "
-            "python -m jepa.train -m hydra/launcher=local"
+            "sbatch is not found on this machine: submit where SLURM is, or run the sweep here "
+            "with python -m jepa.train -m hydra/launcher=local"
         )
-    study, folder = sweep_directory(arguments)
-    folder = folder.absolute()
+    cfg, folder = sweep_directory(arguments, "config")
+    study, folder = cfg.study, folder.absolute()
     log = folder / LOG
     command = shlex.join([sys.executable, "-u", "-m", "jepa.train", *arguments])
     text = SCRIPT.format(name=study, log=log, cwd=shlex.quote(os.getcwd()), command=command)

@@ -28,15 +28,15 @@ def with_study(arguments: Sequence[str], config_name: str = "config") -> list[st
     return [*arguments, f"study={name}_{digest(args.overrides)}"]
 
 
-def sweep_directory(arguments: Sequence[str]) -> tuple[str, Path]:
-    """Return the study of a multirun, and its directory.
+def sweep_directory(arguments: Sequence[str], config_name: str) -> tuple[DictConfig, Path]:
+    """Return the config of a multirun's first job, and the directory of all.
 
     Raises:
         HydraException: where the arguments do not compose.
     """
-    args = get_args_parser().parse_intermixed_args(with_study(arguments))
-    cfg = composed(args.overrides, "config")
-    return str(cfg.study), Path(cfg.hydra.sweep.dir)
+    args = get_args_parser().parse_intermixed_args(with_study(arguments, config_name))
+    cfg = composed(args.overrides, config_name)
+    return cfg, Path(cfg.hydra.sweep.dir)
 
 
 def composed(overrides: Iterable[str], config_name: str) -> DictConfig:

@@ -267,7 +267,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             more["signal"] = f"B:USR2@{settings['signal_delay_s']}"
         further = {"requeue": True, **more, **(settings["additional_parameters"] or {})}
         settings |= {"name": name, "stderr_to_stdout": True, "additional_parameters": further}
-        executor = AutoExecutor(cluster="slurm", folder=Path(self.params["submitit_folder"]))
+        executor: Any = AutoExecutor(cluster="slurm", folder=self.params["submitit_folder"])
         executor.update_parameters(
             **{k if k in shared else f"slurm_{k}": v for k, v in settings.items()},
             slurm_use_srun=False,
