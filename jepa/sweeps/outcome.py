@@ -32,6 +32,8 @@ class RecordOutcome(Callback):
             content["value"] = list(value) if isinstance(value, list | tuple) else value
         else:
             error = job_return._return_value
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                return  # it was asked to leave, and may go on: its exit code says so
             content |= {"kind": type(error).__name__, "error": str(error)}
         path = Path(config.hydra.runtime.output_dir) / RESULT
         write_text(path, json.dumps(content, default=str) + "\n")

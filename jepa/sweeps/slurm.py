@@ -6,6 +6,7 @@ it needs nothing of its driver, and outlives it. The script's head is submitit's
 
 import json
 import os
+import re
 import shlex
 import shutil
 import time
@@ -32,6 +33,7 @@ FILE_S = 0.25  # between two looks for a result
 SETTLE_S = 15.0  # for the file of a job that ended well, on a slow file system
 BACK_OFF_S = (2.0, 300.0)  # between two tries to submit: at first, and at most
 N_LINES = 5  # of the log, in the reason of a failure
+COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 NOT_ITS_FAULT = ("BOOT_FAIL", "LOST", "NODE_FAIL", "PREEMPTED", "REVOKED")
 
 
@@ -349,7 +351,7 @@ def last_lines(log: Path) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in COLOURS.sub("", text).splitlines() if line.strip()]
     return "".join(f"; {line}" for line in lines[-N_LINES:])
 
 
