@@ -41,3 +41,9 @@ def wake(job):
 
 def limit(job, minutes):
     ask("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
+
+
+def end_soon(job):
+    """Bring the time limit so near that SLURM warns of it, a minute before, but ends nothing yet."""
+    used = ask("squeue", "--noheader", f"--jobs={job}", "--format=%M")  # minutes:seconds
+    limit(job, int(used.split(":")[-2]) + 2)

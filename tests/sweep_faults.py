@@ -9,14 +9,17 @@ import lightning as L
 
 
 class Fault(L.Callback):
-    """Fail in the second epoch of the trials of `plan`, as `2:kill-5:raise`; `3:wait` takes time."""
+    """Fail in the second epoch of trials of `plan`, as `2:kill-5:raise`.
+
+    `3:wait` takes its time, until it is gone on with.
+    """
 
     def __init__(self, run_dir, plan):
         self.how = dict(one.split(":") for one in plan.split("-")).get(Path(run_dir).name, "")
 
     def on_train_epoch_start(self, trainer, pl_module):
-        if self.how == "wait":
-            time.sleep(1.0)
+        if self.how == "wait" and not trainer.ckpt_path:
+            time.sleep(4.0)
         elif trainer.current_epoch == 1 and self.how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif trainer.current_epoch == 1 and self.how == "raise":

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from resume_cases import assert_same_run, last, settings_of
-from slurm_support import ask, limit, needs_slurm, starts, until, wake
+from slurm_support import ask, end_soon, limit, needs_slurm, starts, until, wake
 from test_interrupt import events
 
 from jepa.directory import how_it_ended
@@ -44,8 +44,7 @@ def step(run_dir):
 HOW = {
     "signal": lambda job: ask("scancel", "--signal=USR1", job),
     "scontrol": lambda job: ask("scontrol", "requeue", job),
-    # the warning comes a minute before the end: now
-    "limit": lambda job: limit(job, 1),
+    "limit": end_soon,
 }
 
 

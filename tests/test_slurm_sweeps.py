@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from resume_cases import settings_of
-from slurm_support import ask, limit, needs_slurm, starts, until, wake
+from slurm_support import ask, end_soon, limit, needs_slurm, starts, until, wake
 from test_interrupt import events
 
 pytestmark = [pytest.mark.slow, needs_slurm]
@@ -105,8 +105,8 @@ def test_twelve_trials_survive_all_that_a_cluster_does(tmp_path, accounting):
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = told(folder)
-    limit(job_of(folder, 6), 1)  # SLURM warns it a minute before: now
-    time.sleep(3)
+    end_soon(job_of(folder, 6))
+    time.sleep(3)  # without a driver
     second = driver(arguments, log, **environment)
     until(
         lambda: "its driver died, its job goes on" in log.read_text(), "no trial found again", log
@@ -115,7 +115,7 @@ def test_twelve_trials_survive_all_that_a_cluster_does(tmp_path, accounting):
     until(lambda: starts(job_of(folder, 6))[0] == 1, "not requeued", log)
     limit(job_of(folder, 6), 30)
     until(lambda: starts(job_of(folder, 6))[1] == "RUNNING" or wake(job_of(folder, 6)), "-", log)
-    assert second.wait(timeout=400) == 0, log.read_text()
+    assert second.wait(timeout=900) == 0, log.read_text()
     found = rows(folder)
     assert len(found) == len(told(folder)) == 12  # none lost, none run twice
     assert [row for row in found if row["number"] in {one["number"] for one in before}] == before
@@ -150,7 +150,7 @@ def test_a_controller_is_killed_and_ends_the_sweep_all_the_same(tmp_path):
     until(lambda: len(told(folder)) >= 2, "no second trial ends", log)
     ask("scontrol", "requeue", job)  # as after a failure of its node
     until(lambda: starts(job)[1] == "RUNNING" or wake(job), "not started again", log)
-    until(lambda: starts(job)[1] == "COMPLETED", "no end", log)
+    until(lambda: starts(job)[1] == "COMPLETED", "no end", log, 900)
     assert [row["state"] for row in rows(folder)] == ["COMPLETE"] * 4
     assert "exit code 0" in log.read_text() and (folder / "best.yaml").exists()
 
@@ -164,7 +164,7 @@ def test_a_preempted_trial_goes_on_in_its_directory_and_in_the_same_logger_run(t
     ask("scancel", "--signal=USR2", "--batch", job)
     until(lambda: starts(job)[0] == 1, "not requeued", log)
     until(lambda: starts(job)[1] == "RUNNING" or wake(job), "not started again", log)
-    assert one.wait(timeout=240) == 0, log.read_text()
+    assert one.wait(timeout=600) == 0, log.read_text()
     assert [row["state"] for row in rows(folder)] == ["COMPLETE"]
     assert [(e["limit"], e["problem"]) for e in events(folder / "0", "requeue")] == [(False, "")]
     assert len(events(folder / "0", "resume")) == 1

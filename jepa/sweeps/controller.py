@@ -53,13 +53,13 @@ def submit(arguments: Sequence[str]) -> str:
         UserError: if the arguments are wrong, the directory cannot be written, or SLURM is not
             there or refuses.
     """
-    arguments = list(arguments) if {"-m", "--multirun"} & {*arguments} else ["-m", *arguments]
-    check_command_line(with_study(arguments), "config")
     if shutil.which("sbatch") is None:
         raise UserError(
             "sbatch is not found on this machine: submit where SLURM is, or run the sweep here "
             "with python -m jepa.train -m hydra/launcher=local"
         )
+    arguments = list(arguments) if {"-m", "--multirun"} & {*arguments} else ["-m", *arguments]
+    check_command_line(with_study(arguments), "config")
     cfg, folder = sweep_directory(arguments, "config")
     study, folder = cfg.study, folder.absolute()
     log = folder / LOG
