@@ -2,20 +2,33 @@
 
 The same probe scores the trained encoder, the untrained one, and the raw input. A model that
 predicts the target is scored by its own predictions, and by those probes that are asked for.
+With `-m` and several values, as `probe.lr=0.001,0.01`, it is a grid: its jobs share the codes, and
+`python -m jepa.sweeps.report run=<its directory>` compares them.
 """
 
 import json
-from typing import Any, cast
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from jepa.config import CONF, run_command
+from jepa.config import CONF, UserError, check_command_line, fail, run_command
+from jepa.sweeps import grid, optuna
+from jepa.sweeps.naming import sweep_directory, with_study
+
+if TYPE_CHECKING:
+    from jepa.measure import Share
 
 
 @hydra.main(config_path=str(CONF), config_name="evaluate")
-def main(cfg: DictConfig) -> None:
-    """Open the checkpoint, probe it, print the table and write evaluation.json beside it."""
+def main(cfg: DictConfig) -> float:
+    """Open the checkpoint, probe it, print the table and write evaluation.json beside it.
+
+    Returns:
+        the error of the probe, or of the model's own predictions; NaN without labels.
+    """
     from hydra.utils import instantiate
 
     from jepa import report, run, screen
@@ -41,7 +54,10 @@ def main(cfg: DictConfig) -> None:
     run.check_data(checkpoint, data, path)
     if cfg.split not in data.splits:
         raise ValueError(f"split={cfg.split}: this data has {', '.join(data.splits)}")
-    out = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    out = own_directory()
+    share = sharing(cfg, path, out)
+    if out is None:
+        out = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     own = cast(DictConfig, OmegaConf.merge(cfg, {"run_dir": str(out / "evaluation")}))
     settled = settle(own, data, predicts_target=getattr(model, "predicts_target", False))
     with run.from_a_file(cfg.trust):
@@ -58,14 +74,41 @@ def main(cfg: DictConfig) -> None:
         max_rows=cfg.max_rows,
         max_split_rows=cfg.max_split_rows,
         seed=cfg.seed,
+        share=share,
     )
     content = report.new(status="finished", reason=f"evaluated {path}", **measured)
+    names = (f"{cfg.split}/{settled.probe_name}/error", f"{cfg.split}/error")
+    if name := next((one for one in names if one in content["metrics"]), None):
+        content["objective"] = {"name": name, "value": content["metrics"][name]["value"]}
     content["probe_settings"] = OmegaConf.to_container(settled.probe)
     target = out / "evaluation.json"
     report.write_text(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
     screen.show_report(content)
     screen.say(f"written: {target}")
     log_metrics(settled, content)
+    value = content["objective"]["value"]
+    return float("nan") if value is None else value
+
+
+def own_directory() -> Path | None:
+    """Return the directory of a job of a grid; None for a command that is none."""
+    from hydra.core.hydra_config import HydraConfig
+
+    where = Path(HydraConfig.get().runtime.output_dir)
+    return None if where == Path.cwd() else where
+
+
+def sharing(cfg: DictConfig, path: Path, out: Path | None) -> "Share":
+    """Return what gives codes: in a grid the file of the first job that needed them."""
+    from jepa.checkpoint import checksum_of
+    from jepa.measure import compute_now
+    from jepa.shared_codes import SharedCodes
+
+    if out is None or not (out.parent / grid.GRID).exists():
+        return compute_now
+    names = ("data", "split", "max_rows", "max_split_rows", "seed")
+    settings = {name: str(cfg[name]) for name in names}
+    return SharedCodes(out.parent, file=checksum_of(path), settings=settings)
 
 
 def log_metrics(cfg: DictConfig, content: dict[str, Any]) -> None:
@@ -85,8 +128,20 @@ def log_metrics(cfg: DictConfig, content: dict[str, Any]) -> None:
 
 
 def cli() -> None:
-    """Run the command."""
+    """Run the command, once or as a grid."""
+    optuna.register()
+    arguments = sys.argv[1:] = with_study(sys.argv[1:], "evaluate")
+    folder = None
+    if {"-m", "--multirun"} & {*arguments}:
+        try:
+            check_command_line(arguments, "evaluate")
+            cfg, folder = sweep_directory(arguments, "evaluate")
+            grid.record(folder, arguments, cfg.success)
+        except UserError as error:
+            fail(str(error), code=2)
     run_command(main, "evaluate")
+    if folder is not None:
+        print(f"compare: python -m jepa.sweeps.report run={folder}")
 
 
 if __name__ == "__main__":

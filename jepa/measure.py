@@ -28,6 +28,12 @@ from jepa.spec import ImageSpec, SeriesSpec
 
 RAW_SIDE = 32  # largest side of an image whose pixels stand as features
 Content = dict[str, Any]
+Share = Callable[[str, Callable[[], Any]], Any]
+
+
+def compute_now(name: str, compute: Callable[[], Any]) -> Any:
+    """Compute codes that are shared with nobody."""
+    return compute()
 
 
 def measure(
@@ -41,11 +47,13 @@ def measure(
     max_split_rows: int | None = None,
     seed: int = 0,
     n_bootstrap: int = 1000,
+    share: Share = compute_now,
 ) -> Content:
     """Return `metrics`, `controls` and, for forecasts, `baselines` and `breakdown` of a split.
 
     A model that predicts the target is scored on every sample of the split. Every probe is fitted
-    on training rows alone, at most `max_rows` of them, and scored once.
+    on training rows alone, at most `max_rows` of them, and scored once. `share` gives the codes of
+    a name, or has them computed.
     """
     content: Content = {"metrics": {}, "controls": {}}
     predicts = getattr(model, "predicts_target", False)
@@ -58,7 +66,8 @@ def measure(
     if probes or not predicts:
         sizes = {"train": max_rows, split: max_split_rows}
         batches = functools.partial(probe_batches, data, sizes, seed)
-        merge(content, probe_content(model, untrained, data, probes, batches, split, n_bootstrap))
+        encoders = {"trained": model, "untrained": untrained}
+        merge(content, probe_content(encoders, data, probes, batches, split, n_bootstrap, share))
     return stamped(content, getattr(data, "stamp", ""))
 
 
@@ -199,20 +208,21 @@ def probe_batches(
 
 
 def probe_content(
-    model: Any,
-    untrained: Any,
+    encoders: dict[str, Any],
     data: Any,
     probes: dict[str, Callable[..., dict[str, float]]],
     batches: Callable[[str], Iterable[dict[str, Tensor]]],
     split: str,
     n_bootstrap: int,
+    share: Share,
 ) -> Content:
     """Score the codes of the trained encoder, of the untrained one, and the raw input."""
 
-    def both(encoder: Any) -> tuple[Any, Any]:
-        return embed_all(encoder, batches("train")), embed_all(encoder, batches(split))
+    def both(name: str) -> tuple[Any, Any]:
+        parts, encoder = ("train", split), encoders[name]
+        return share(name, lambda: tuple(embed_all(encoder, batches(one)) for one in parts))
 
-    trained = both(model)
+    trained = both("trained")
     (_, y_train), (_, y) = trained
     block = block_rows(data.spec, len(y), len(data.splits[split]))
     bound = {name: bind(one, block=block, n_bootstrap=n_bootstrap) for name, one in probes.items()}
@@ -223,10 +233,12 @@ def probe_content(
         return {f"{split}/{key}": entry(value) for key, value in scores.items()}
 
     content: Content = {"metrics": scored(*trained)}
-    content["controls"] = {"untrained": scored(*both(untrained))}
+    content["controls"] = {"untrained": scored(*both("untrained"))}
     if not len(y):
         return content
-    raw_train, raw_val = raw_inputs(data.spec, batches("train"), batches(split), n_rows=len(y))
+    raw_train, raw_val = share(
+        "raw", lambda: raw_inputs(data.spec, batches("train"), batches(split), n_rows=len(y))
+    )
     content["controls"]["raw"] = scored((raw_train, y_train), (raw_val, y))
     if y.ndim == 1:
         base = {key: entry(value) for key, value in chance(y_train, y).items()}

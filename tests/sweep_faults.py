@@ -1,16 +1,35 @@
-"""A callback for the trials of a real sweep: some learning rates go wrong, each its own way."""
+"""Callbacks that fail in the trials of a plan: `+callbacks.fault._target_=sweep_faults.Fault`."""
 
 import os
 import signal
 import time
+from pathlib import Path
 
+import lightning as L
 import torch
-from lightning import Callback
 
 LIMIT = 12 * 2**30  # bytes of address space that the trials are given (`ulimit -v`)
 
 
-class Fault(Callback):
+class Fault(L.Callback):
+    """Fail in the second epoch of trials of `plan`, as `2:kill-5:raise`.
+
+    `3:wait` takes its time, until it is gone on with.
+    """
+
+    def __init__(self, run_dir, plan):
+        self.how = dict(one.split(":") for one in plan.split("-")).get(Path(run_dir).name, "")
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if self.how == "wait" and not trainer.ckpt_path:
+            time.sleep(4.0)
+        elif trainer.current_epoch == 1 and self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif trainer.current_epoch == 1 and self.how == "raise":
+            raise RuntimeError("as planned")
+
+
+class FaultOfRate(L.Callback):
     """Go wrong in the trial whose learning rate `plan` names.
 
     Args:

@@ -42,7 +42,7 @@ def command(folder, table, *, rates, faults):
             "callbacks.collapse=null",
             "hydra.sweeper.pruner=none",
         ),
-        *("+callbacks.fault._target_=sweep_faults.Fault", f"+callbacks.fault.plan='{plan}'"),
+        *("+callbacks.fault._target_=sweep_faults.FaultOfRate", f"+callbacks.fault.plan='{plan}'"),
         "+callbacks.fault.lr=${model.optimizer.lr}",
     ]
 

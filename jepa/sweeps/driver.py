@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,7 @@ class Sweep:
         settings: of the command.
         told: called after every trial that was told.
         shown: called at every turn of the loop, with what is in flight.
+        adopt: returns the job of a directory, if it outlives its driver; None: no job does.
     """
 
     study: "optuna.Study"
@@ -86,6 +88,7 @@ class Sweep:
     settings: Settings
     told: Callable[["optuna.Trial", Outcome], None]
     shown: Callable[[list[Flight]], None]
+    adopt: Callable[[Path], Job | None] | None = None
     flights: list[Flight] = field(default_factory=list)
     look_again: float = 0.0  # for trials that another driver lost
     heard: int = 0  # a signal's number, or a key of ASKED; 0 for nothing
@@ -101,6 +104,7 @@ class Sweep:
         terminal.open()
         try:
             with studies.alone(self.folder):
+                self.take_over()
                 for number in studies.repair(self.study, self.folder, self.driver):
                     print(f"trial {number}: its driver died; it is run again", flush=True)
             while (self.fill() or self.flights) and not self.heard:
@@ -115,6 +119,21 @@ class Sweep:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.driver.close()
+
+    def take_over(self) -> None:
+        """Look after the jobs that outlived their driver."""
+        import optuna
+
+        for old in studies.orphans(self.study, self.driver) if self.adopt else ():
+            assert self.adopt is not None
+            job = self.adopt(self.folder / str(old.number))
+            if job is None:
+                continue
+            trial = optuna.trial.Trial(self.study, old._trial_id)
+            trial.set_user_attr("driver", self.driver.name)
+            started = time.monotonic() - (datetime.now() - old.datetime_start).total_seconds()
+            self.flights.append(Flight(trial, job, started, len(old.intermediate_values)))
+            print(f"trial {old.number}: its driver died, its job goes on", flush=True)
 
     def listen(self) -> dict[int, Any]:
         """Note signals from now on; a second Ctrl-C ends everything at once."""
@@ -225,9 +244,14 @@ class Sweep:
             )
 
     def leave(self) -> None:
-        """Let what is still in flight write its checkpoint; it goes on with the next command."""
+        """Let what is still in flight write its checkpoint; it goes on with the next command.
+
+        After SIGTERM, jobs that outlive their driver do, and the next one looks after them.
+        """
         from optuna.exceptions import StorageInternalError
 
+        if self.adopt and self.heard == signal.SIGTERM:
+            return
         for flight in self.flights:
             flight.job.stop()
         while self.flights:

@@ -20,6 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from jepa.config import UserError
 from jepa.sweeps.outcome import LOG, Outcome, failed, read_outcome
 from jepa.sweeps.trial_files import last_sign
 
@@ -240,7 +241,7 @@ def returned(outcome: Outcome, overrides: Sequence[str], directory: Path) -> Job
         overrides=list(overrides),
         working_dir=str(directory),
         status=JobStatus.COMPLETED if complete else JobStatus.FAILED,
-        _return_value=value if complete else RuntimeError(outcome.reason),
+        _return_value=value if complete else UserError(f"{directory.name}: {outcome.reason}"),
     )
 
 

@@ -25,7 +25,7 @@ from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import OmegaConf
 
 from jepa.config import UserError
-from jepa.sweeps import local
+from jepa.sweeps import local, slurm
 from jepa.sweeps.driver import ASKED, Settings, Sweep
 from jepa.sweeps.feasible import Checker
 from jepa.sweeps.in_process import InProcess
@@ -87,7 +87,7 @@ class SearchSpaceSweeper(OptunaSweeper):
             command=getattr(launcher, "command", None) or local.own_command(),
         )
         here = isinstance(launcher, local.LocalLauncher)
-        n_jobs = plugin.n_jobs if here else 1
+        n_jobs = 1 if isinstance(launcher, InProcess) else plugin.n_jobs
         checker = Checker(n_jobs=n_jobs if here else None)
         is_ours = OmegaConf.select(config, "model._target_") is not None
         with (
@@ -117,6 +117,7 @@ class SearchSpaceSweeper(OptunaSweeper):
                 ),
                 told,
                 screen.show,
+                getattr(launcher, "adopt", None),
             )
             try:
                 sweep.run()
@@ -176,6 +177,9 @@ class SearchSpaceSweeper(OptunaSweeper):
         assert config is not None and plugin.launcher is not None  # set up before a sweep starts
         launcher = plugin.launcher
         asked = [one for one in config.hydra.overrides.hydra if "launcher" in one]
+        if isinstance(launcher, slurm.SlurmLauncher):
+            launcher.n_objectives = n_objectives
+            return launcher
         if not isinstance(launcher, local.LocalLauncher):
             if asked or type(launcher).__name__ != "BasicLauncher":
                 return InProcess(launcher, n_objectives=n_objectives)
@@ -315,6 +319,7 @@ def register() -> None:
     """
     Plugins.instance().register(SearchSpaceSweeper)
     local.register()
+    slurm.register()
     nodes = {
         ("hydra/sweeper", "optuna"): SearchSpaceSweeperConf,
         ("hydra/sweeper/sampler", "tpe"): SeededTPEConf,

@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from jepa.directory import is_first_rank
 from jepa.report import write_text
 
 RESULT, LOG = "result.json", "output.log"
@@ -24,12 +25,16 @@ class RecordOutcome(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Hydra calls this however the task ended, short of the end of its process."""
+        if not is_first_rank():
+            return  # only the first process of a run returns its value
         content: dict[str, Any] = {"value": None, "kind": None, "error": None}
         if job_return.status == JobStatus.COMPLETED:
             value = job_return.return_value
             content["value"] = list(value) if isinstance(value, list | tuple) else value
         else:
             error = job_return._return_value
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                return  # it was asked to leave, and may go on: its exit code says so
             content |= {"kind": type(error).__name__, "error": str(error)}
         path = Path(config.hydra.runtime.output_dir) / RESULT
         write_text(path, json.dumps(content, default=str) + "\n")

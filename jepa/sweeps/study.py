@@ -125,17 +125,21 @@ class Driver:
         self.file.close()
 
 
+def orphans(study: "optuna.Study", driver: Driver) -> list[Any]:
+    """Return the running trials whose drivers are dead."""
+    from optuna.trial import TrialState
+
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [one for one in running if not driver.lives(one.user_attrs.get("driver", ""))]
+
+
 def repair(study: "optuna.Study", folder: Path, driver: Driver) -> list[int]:
     """Fail what dead drivers left running and enqueue it again; return the trials' numbers.
 
     A trial that had come to its end before is told now, and not run again.
     """
-    from optuna.trial import TrialState
-
     lost = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if driver.lives(trial.user_attrs.get("driver", "")):
-            continue
+    for trial in orphans(study, driver):
         directory = folder / str(trial.number)
         kill_orphan(directory)
         if (result := directory / RESULT).exists():
