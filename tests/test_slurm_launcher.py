@@ -357,6 +357,15 @@ def test_a_missing_sbatch_points_to_local(tmp_path, cluster, monkeypatch):
         controller.submit([f"hydra.sweep.dir={tmp_path}", "hydra/sweeper=optuna"])
 
 
+def test_a_directory_that_cannot_be_written_is_refused_before_any_job(tmp_path, cluster):
+    (tmp_path / "file").touch()
+    one = launcher(tmp_path)
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": f"{tmp_path}/file/sweep"}}})
+    with pytest.raises(UserError, match=r"hydra\.sweep\.dir=.*/file/sweep cannot be written"):
+        one.setup(hydra_context=None, task_function=None, config=config)
+    assert not cluster.asked
+
+
 def test_jobs_do_not_inherit_what_slurm_set_for_the_controller(monkeypatch):
     for name in ("SLURM_JOB_ID", "SBATCH_PARTITION", "SLURM_CONF"):
         monkeypatch.setenv(name, "1")

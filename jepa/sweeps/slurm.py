@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,7 +126,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         """Keep the config.
 
         Raises:
-            UserError: where there is no SLURM.
+            UserError: where there is no SLURM, or the directory of the sweep cannot be written.
         """
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         if shutil.which("sbatch") is None:
@@ -133,6 +134,16 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
                 "hydra/launcher=slurm: sbatch is not found on this machine: start the sweep where "
                 "jobs are submitted, or run it here with hydra/launcher=local"
             )
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"hydra.sweep.dir={folder} cannot be written: {error}: give another directory, on "
+                "a file system that all nodes share"
+            ) from error
 
     @property
     def command(self) -> list[str]:
@@ -203,6 +214,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             number = next(iter(earlier), "").split("_")[0] or slurm_queue.submit(script)
             for one in jobs:
                 one.job = number if len(jobs) == 1 else f"{number}_{one.directory.name}"
+            for one in jobs:
                 write_text(one.directory / JOB, json.dumps({"job": one.job}) + "\n")
         except Refused as error:
             if not self.accepted:
