@@ -127,7 +127,7 @@ def test_twelve_trials_survive_all_that_a_cluster_does(tmp_path, accounting):
     assert [n for n in range(12) if states[n] != "COMPLETE"] == [1, 2, 4]
     reasons = [row["reason"] for row in found]
     assert re.search(r"FAILED, exit code 9, on \w+.*Killed", reasons[1])
-    assert re.search(r"CANCELLED, .*on \w+.*CANCELLED AT", reasons[2])
+    assert re.search(r"CANCELLED, .*on \w+; .*SIGTERM", reasons[2])
     assert "RuntimeError: as planned" in reasons[4]
     assert [one["limit"] for one in events(folder / "6", "requeue")] == [True]
     assert len(events(folder / "6", "resume")) == 1

@@ -6,7 +6,6 @@ it needs nothing of its driver, and outlives it. The script's head is submitit's
 
 import json
 import os
-import re
 import shlex
 import shutil
 import tempfile
@@ -33,8 +32,7 @@ JOB, COMMAND = "job.json", "command.sh"
 FILE_S = 0.25  # between two looks for a result
 SETTLE_S = 15.0  # for the file of a job that ended well, on a slow file system
 BACK_OFF_S = (2.0, 300.0)  # between two tries to submit: at first, and at most
-N_LINES = 5  # of the log, in the reason of a failure
-COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+N_LINES = 6  # of the log, in the reason of a failure
 NOT_ITS_FAULT = ("BOOT_FAIL", "LOST", "NODE_FAIL", "PREEMPTED", "REVOKED")
 
 
@@ -193,7 +191,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             f"[ -e {shlex.quote(str(place / RESULT))} ] && exit 0",
             f"again=(); [ -e {checkpoint} ] && again=(resume=auto)",
             f"export OMP_NUM_THREADS={threads} {TIMEOUTS}={self.params['max_num_timeout']} "
-            f"{WARNING}={self.params['signal_delay_s']}",
+            f"{WARNING}={self.params['signal_delay_s']} PYTHONUNBUFFERED=1",
             f'exec {line} "${{again[@]}}"',
         ]
         write_text(place / COMMAND, "\n".join(lines) + "\n")
@@ -276,7 +274,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         if srun:
             cpus = settings["cpus_per_task"]
             srun_args = [f"--cpus-per-task={cpus}", *srun_args] if cpus else srun_args
-            command = f"{shlex.join(['srun', '--unbuffered', *srun_args])} {command}"
+            command = f"{shlex.join(['srun', *srun_args])} {command}"
         else:
             more["signal"] = f"B:USR2@{settings['signal_delay_s']}"
         further = {"requeue": True, **more, **(settings["additional_parameters"] or {})}
@@ -363,7 +361,7 @@ def last_lines(log: Path) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in COLOURS.sub("", text).splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "".join(f"; {line}" for line in lines[-N_LINES:])
 
 
