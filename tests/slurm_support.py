@@ -21,7 +21,7 @@ def ask(*line):
     return done.stdout.strip()
 
 
-def until(condition, what, log, seconds=240):
+def until(condition, what, log, seconds=900):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what}\n{log.read_text() if log.exists() else ''}"
@@ -44,6 +44,6 @@ def limit(job, minutes):
 
 
 def end_soon(job):
-    """Bring the time limit so near that SLURM warns of it a minute before, but ends nothing yet."""
+    """Bring the time limit so near that SLURM warns of it, a minute before, and ends nothing."""
     used = ask("squeue", "--noheader", f"--jobs={job}", "--format=%M")  # minutes:seconds
     limit(job, int(used.split(":")[-2]) + 2)

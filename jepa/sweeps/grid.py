@@ -72,22 +72,26 @@ def record(folder: Path, arguments: Sequence[str], success: float | None) -> Non
 def read(folder: Path) -> list[Cell]:
     """Return the cells of a grid in the order of their jobs."""
     known = json.loads((folder / GRID).read_text(encoding="utf-8"))
-    cells = []
-    for number, overrides in enumerate(known["cells"]):
-        every = dict(one.split("=", 1) for one in overrides)
+    reports = []
+    for number in range(len(known["cells"])):
         path = folder / str(number) / "evaluation.json"
-        report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        bound = known["success"]
-        if bound is None and report is not None:
-            bound = raw_error(report)
+        reports.append(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+    bound = known["success"] if known["success"] is not None else raw_error(reports)
+    cells = []
+    for number, (overrides, report) in enumerate(zip(known["cells"], reports, strict=True)):
+        every = dict(one.split("=", 1) for one in overrides)
         cells.append(Cell(number, {key: every[key] for key in known["swept"]}, report, bound))
     return cells
 
 
-def raw_error(report: dict[str, Any]) -> float | None:
-    """Return what the same probe has on the raw input; None where there is no such control."""
-    raw = report["controls"].get("raw", {})
-    return raw.get(report["objective"]["name"], {}).get("value")
+def raw_error(reports: Sequence[dict[str, Any] | None]) -> float | None:
+    """Return the least error of the probe on the raw input, None where it has none."""
+    found = [
+        one["controls"].get("raw", {}).get(one["objective"]["name"], {}).get("value")
+        for one in reports
+        if one is not None
+    ]
+    return min((value for value in found if value is not None), default=None)
 
 
 def write(folder: Path) -> str:
@@ -140,10 +144,9 @@ def summarize(cells: Sequence[Cell], done: Sequence[Cell]) -> list[str]:
     ]
     if near := [one for one in done if one is not best and within(one.error, own["high"])]:
         lines.append(f"Inside the best cell's 95 % interval: {len(near)} of the others.")
-    if any(one.bound is not None for one in cells):
-        bounds = {digits(one.bound) for one in cells if one.bound is not None}
+    if best.bound is not None:
         total = sum(one.is_success for one in cells)
-        lines.append(f"Success (at most {', '.join(sorted(bounds))}): {total} of {len(cells)}.")
+        lines.append(f"Success (at most {digits(best.bound)}): {total} of {len(cells)}.")
     lines += ["", "| parameter | value | cells | success | mean error |", "|---|---|---|---|---|"]
     trends = []
     for key in cells[0].values:
@@ -156,7 +159,7 @@ def summarize(cells: Sequence[Cell], done: Sequence[Cell]) -> list[str]:
             shown = "-" if mean is None else digits(mean)
             lines.append(f"| {key} | {value} | {len(part)} | {rate:.0%} | {shown} |")
             means += [] if mean is None else [(value, mean)]
-        trends.append(trend(key, means))
+        trends.append(trend(key, means, nothing=changes_nothing(key, done)))
     failed = [
         f"- cell {one.number} ({label(one)}) has no result" for one in cells if not one.report
     ]
@@ -173,7 +176,16 @@ def label(cell: Cell) -> str:
     return " ".join(f"{key}={value}" for key, value in cell.values.items())
 
 
-def trend(key: str, means: Sequence[tuple[str, float]]) -> str:
+def changes_nothing(key: str, done: Sequence[Cell]) -> bool:
+    """Tell whether cells that differ in this parameter alone agree in every metric."""
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    for one in done:
+        rest = tuple(value for name, value in one.values.items() if name != key)
+        groups.setdefault(rest, []).append((one.report or {})["metrics"])
+    return all(one == group[0] for group in groups.values() for one in group)
+
+
+def trend(key: str, means: Sequence[tuple[str, float]], *, nothing: bool) -> str:
     """Say how the mean error follows a parameter, in the order of its values."""
     try:
         ordered = sorted(means, key=lambda one: float(one[0]))
@@ -183,8 +195,10 @@ def trend(key: str, means: Sequence[tuple[str, float]]) -> str:
     steps = [after - before for before, after in itertools.pairwise(errors)]
     if not steps:
         what = "only one value"
+    elif nothing:
+        what = "CHANGES NOTHING, in no metric"
     elif not any(steps):
-        what = "CHANGES NOTHING"
+        what = "the error stays, other metrics change"
     elif all(step <= 0 for step in steps):
         what = "the more, the better"
     elif all(step >= 0 for step in steps):

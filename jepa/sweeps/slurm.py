@@ -6,9 +6,9 @@ it needs nothing of its driver, and outlives it. The script's head is submitit's
 
 import json
 import os
-import re
 import shlex
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +33,7 @@ GRACE_S = 120.0  # to write a checkpoint after SIGTERM
 FILE_S = 0.25  # between two looks for a result
 SETTLE_S = 15.0  # for the file of a job that ended well, on a slow file system
 BACK_OFF_S = (2.0, 300.0)  # between two tries to submit: at first, and at most
-N_LINES = 5  # of the log, in the reason of a failure
-COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+N_LINES = 6  # of the log, in the reason of a failure
 NOT_ITS_FAULT = ("BOOT_FAIL", "LOST", "NODE_FAIL", "PREEMPTED", "REVOKED")
 
 
@@ -126,7 +125,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         """Keep the config.
 
         Raises:
-            UserError: where there is no SLURM.
+            UserError: where there is no SLURM, or the directory of the sweep cannot be written.
         """
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         if shutil.which("sbatch") is None:
@@ -134,6 +133,16 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
                 "hydra/launcher=slurm: sbatch is not found on this machine: start the sweep where "
                 "jobs are submitted, or run it here with hydra/launcher=local"
             )
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"hydra.sweep.dir={folder} cannot be written: {error}: give another directory, on "
+                "a file system that all nodes share"
+            ) from error
 
     @property
     def command(self) -> list[str]:
@@ -183,7 +192,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             f"[ -e {shlex.quote(str(place / RESULT))} ] && exit 0",
             f"again=(); [ -e {checkpoint} ] && again=(resume=auto)",
             f"export OMP_NUM_THREADS={threads} {TIMEOUTS}={self.params['max_num_timeout']} "
-            f"{WARNING}={self.params['signal_delay_s']}",
+            f"{WARNING}={self.params['signal_delay_s']} PYTHONUNBUFFERED=1",
             f'exec {line} "${{again[@]}}"',
         ]
         write_text(place / COMMAND, "\n".join(lines) + "\n")
@@ -204,6 +213,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             number = next(iter(earlier), "").split("_")[0] or slurm_queue.submit(script)
             for one in jobs:
                 one.job = number if len(jobs) == 1 else f"{number}_{one.directory.name}"
+            for one in jobs:
                 write_text(one.directory / JOB, json.dumps({"job": one.job}) + "\n")
         except Refused as error:
             if not self.accepted:
@@ -265,7 +275,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         if srun:
             cpus = settings["cpus_per_task"]
             srun_args = [f"--cpus-per-task={cpus}", *srun_args] if cpus else srun_args
-            command = f"{shlex.join(['srun', '--unbuffered', *srun_args])} {command}"
+            command = f"{shlex.join(['srun', *srun_args])} {command}"
         else:
             more["signal"] = f"B:USR2@{settings['signal_delay_s']}"
         further = {"requeue": True, **more, **(settings["additional_parameters"] or {})}
@@ -352,7 +362,7 @@ def last_lines(log: Path) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in COLOURS.sub("", text).splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "".join(f"; {line}" for line in lines[-N_LINES:])
 
 
