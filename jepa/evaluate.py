@@ -19,6 +19,9 @@ def main(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from jepa import report, run, screen
+    from jepa.checkpoint import checksum_of
+    from jepa.encoding import Encoding
+    from jepa.features import FOLDER
     from jepa.measure import measure
     from jepa.settle import settle
 
@@ -49,6 +52,11 @@ def main(cfg: DictConfig) -> None:
     with run.FROM_THE_USER:
         probes = run.build_probes(settled, data.spec)
         run.check_probes(settled, probes, data.spec)
+    sizes = {"train": cfg.max_rows, cfg.split: cfg.max_split_rows}
+    encoding = Encoding(
+        model, untrained, data, sizes=sizes, seed=cfg.seed, folder=out / FOLDER,
+        origin=checksum_of(path),
+    )  # fmt: skip
     measured = measure(
         model,
         untrained,
@@ -58,6 +66,7 @@ def main(cfg: DictConfig) -> None:
         max_rows=cfg.max_rows,
         max_split_rows=cfg.max_split_rows,
         seed=cfg.seed,
+        encoding=encoding,
     )
     content = report.new(status="finished", reason=f"evaluated {path}", **measured)
     content["probe_settings"] = OmegaConf.to_container(settled.probe)

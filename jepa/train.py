@@ -244,7 +244,7 @@ def build_callbacks(
     from hydra.utils import instantiate
 
     from jepa.callbacks.record import Record
-    from jepa.measure import raw_inputs
+    from jepa.encoding import raw_inputs
     from jepa.run import spec_state
 
     built = [instantiate(node) for node in cfg.callbacks.values() if node]
