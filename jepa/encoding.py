@@ -17,11 +17,11 @@ from torch import Tensor
 from jepa import baselines
 from jepa.callbacks.probe import embed_all
 from jepa.features import Codes, cached, fingerprint
+from jepa.models.hjepa_codes import OWN
 from jepa.nn.norm import normalize
 from jepa.probes.raw import raw_features
 from jepa.spec import ImageSpec, SeriesSpec
 
-OWN = "own"  # the representation that `embed` returns
 RAW_SIDE = 32  # largest side of an image whose pixels stand as features
 IMAGES = 256  # coded at a time
 ROLES = ("trained", "untrained")

@@ -21,6 +21,7 @@ from jepa.report import entry
 from jepa.spec import SeriesSpec
 
 Content = dict[str, Any]
+Describe = Callable[[str, Tensor], dict[str, float]]
 
 
 def measure(
@@ -35,12 +36,14 @@ def measure(
     seed: int = 0,
     n_bootstrap: int = 1000,
     encoding: Encoding | None = None,
+    names: Sequence[str] = (OWN,),
+    describe: Describe | None = None,
 ) -> Content:
     """Return `metrics`, `controls` and, for forecasts, `baselines` and `breakdown` of a split.
 
     A model that predicts the target is scored on every sample of the split. Every probe is fitted
-    on training rows alone, at most `max_rows` of them, and scored once. Codes come from `encoding`,
-    where one is given.
+    on training rows alone, at most `max_rows` of them, and scored once. See `probe_content` for
+    the other arguments.
     """
     content: Content = {"metrics": {}, "controls": {}}
     predicts = getattr(model, "predicts_target", False)
@@ -53,7 +56,8 @@ def measure(
     if probes or not predicts:
         sizes = {"train": max_rows, split: max_split_rows}
         encoding = encoding or Encoding(model, untrained, data, sizes=sizes, seed=seed)
-        merge(content, probe_content(encoding, probes, split, n_bootstrap))
+        more = probe_content(encoding, probes, split, n_bootstrap, names=names, describe=describe)
+        merge(content, more)
     return stamped(content, getattr(data, "stamp", ""))
 
 
@@ -63,8 +67,10 @@ def merge(content: Content, more: Content) -> None:
         if key == "controls":
             for name, entries in value.items():
                 content["controls"].setdefault(name, {}).update(entries)
-        else:
+        elif isinstance(value, dict):
             content.setdefault(key, {}).update(value)
+        else:
+            content[key] = value
 
 
 def stamped(content: Content, stamp: str) -> Content:
@@ -194,7 +200,7 @@ def probe_content(
     *,
     names: Sequence[str] = (OWN,),
     place: str = "",
-    describe: Callable[..., dict[str, float]] = label_free,
+    describe: Describe | None = None,
 ) -> Content:
     """Score the codes of the trained encoder, of the untrained one, and the raw input.
 
@@ -207,9 +213,10 @@ def probe_content(
         n_bootstrap: resamples behind intervals.
         names: representations.
         place: stands before the names, as `<split>/<place>/...`.
-        describe: looks at codes without labels.
+        describe: looks at the codes of a representation, without labels; by default `label_free`.
     """
     content: Content = {"metrics": {}, "controls": {}}
+    describe = describe or (lambda _, x: label_free(x))
     shared: Content | None = None
     for name in names:
         start = "/".join(part for part in (split, place, name) if part not in ("", OWN))
@@ -217,7 +224,7 @@ def probe_content(
         (_, y_train), (_, y) = codes["trained"]
         block = block_rows(encoding.data.spec, len(y), len(encoding.data.splits[split]))
         bound = {k: bind(v, block=block, n_bootstrap=n_bootstrap) for k, v in probes.items()}
-        scored = functools.partial(score_codes, bound, describe)
+        scored = functools.partial(score_codes, bound, functools.partial(describe, name))
         found = {role: scored(*both) for role, both in codes.items()}
         if shared is None:  # the same beside every representation
             shared = no_encoder(encoding, split, scored, probes, y_train, y) if len(y) else {}
@@ -229,7 +236,7 @@ def probe_content(
 
 
 def score_codes(
-    probes: Probes, describe: Callable[..., dict[str, float]], train: Codes, val: Codes
+    probes: Probes, describe: Callable[[Tensor], dict[str, float]], train: Codes, val: Codes
 ) -> Content:
     """Return what probes and `describe` find on the codes of a split, as `<probe>/<metric>`."""
     scores = score_all(probes, train, val) if len(val[1]) else {}
