@@ -6,7 +6,7 @@ Reads a finished run directory and its report, and nothing else.
 import csv
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,9 @@ class Facts:
 
     def __init__(self, run_dir: Path):
         self.rows = read_rows(run_dir / "metrics.csv")
-        self.config = read(run_dir / "config.yaml", yaml.safe_load)
-        self.environment = read(run_dir / "environment.json", json.loads)
-        self.overrides = read(run_dir / "overrides.yaml", yaml.safe_load) or []
+        self.config: dict[str, Any] = read(run_dir / "config.yaml", yaml.safe_load) or {}
+        self.environment: dict[str, Any] = read(run_dir / "environment.json", json.loads) or {}
+        self.overrides: list[str] = read(run_dir / "overrides.yaml", yaml.safe_load) or []
 
     def column(self, name: str) -> list[float]:
         """Return the values of a metric, in order."""
@@ -123,12 +123,12 @@ class Facts:
         )
 
 
-def read(path: Path, parse: Any) -> dict[str, Any]:
-    """Return what a file of the run holds; nothing where it is absent or cut."""
+def read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """Return what a file of the run holds; None where it is absent or cut."""
     try:
-        return parse(path.read_text(encoding="utf-8")) or {}
+        return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return {}
+        return None
 
 
 def read_rows(path: Path) -> Rows:

@@ -28,7 +28,7 @@ class Box:
     """A frame around pixels, or around the whole image where it has no place."""
 
     colour: str
-    place: tuple[float, float, float, float] | None = None  # left, top, width, height
+    place: tuple[int, int, int, int] | None = None  # left, top, width, height
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def draw_grid(title: str, rows: Sequence[Row]) -> Any:
     return figure
 
 
-def add_box(axes: Any, box: Box, *, corner: tuple[float, float], shape: tuple[int, int]) -> None:
+def add_box(axes: Any, box: Box, *, corner: tuple[int, int], shape: tuple[int, int]) -> None:
     """Draw a frame on the image of so many rows and columns that lies at a corner."""
     from matplotlib.patches import Rectangle
 

@@ -34,8 +34,8 @@ class Looks:
     patch: int
     attention: Float[Tensor, "b i j"]
     levels: list[Float[Tensor, "b _ _ d"]]
-    targets: list[Float[Tensor, "b m o d"]]
-    predicted: list[Float[Tensor, "b m o d"]]
+    targets: list[Float[Tensor, "b m _ d"]]
+    predicted: list[Float[Tensor, "b m _ d"]]
 
 
 @torch.no_grad()
