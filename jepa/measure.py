@@ -1,39 +1,27 @@
-"""What a model, its controls and the baselines score on one split: the numbers of a report.
-
-Axes: b windows or rows, c channels, l look-back, n training rows, m scored rows, e features.
-"""
+"""What a model, its controls and the baselines score on one split: the numbers of a report."""
 
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Float
 from torch import Tensor
 
 from jepa import baselines
-from jepa.callbacks.probe import embed_all, score_all
+from jepa.callbacks.probe import Probes, score_all
 from jepa.data.batches import OrderedBatches
+from jepa.encoding import OWN, ROLES, Encoding
+from jepa.features import Codes
 from jepa.forecasting import Forecaster, score_forecasts
 from jepa.metrics import Measured, chance, mean_over_blocks, score
-from jepa.nn.norm import normalize
 from jepa.probes.label_free import label_free
-from jepa.probes.raw import raw_features
 from jepa.report import entry
-from jepa.spec import ImageSpec, SeriesSpec
+from jepa.spec import SeriesSpec
 
-RAW_SIDE = 32  # largest side of an image whose pixels stand as features
 Content = dict[str, Any]
-Share = Callable[[str, Callable[[], Any]], Any]
-
-
-def compute_now(name: str, compute: Callable[[], Any]) -> Any:
-    """Compute codes that are shared with nobody."""
-    return compute()
+Describe = Callable[[str, Tensor], dict[str, float]]
 
 
 def measure(
@@ -47,13 +35,15 @@ def measure(
     max_split_rows: int | None = None,
     seed: int = 0,
     n_bootstrap: int = 1000,
-    share: Share = compute_now,
+    encoding: Encoding | None = None,
+    names: Sequence[str] = (OWN,),
+    describe: Describe | None = None,
 ) -> Content:
     """Return `metrics`, `controls` and, for forecasts, `baselines` and `breakdown` of a split.
 
     A model that predicts the target is scored on every sample of the split. Every probe is fitted
-    on training rows alone, at most `max_rows` of them, and scored once. `share` gives the codes of
-    a name, or has them computed.
+    on training rows alone, at most `max_rows` of them, and scored once. See `probe_content` for
+    the other arguments.
     """
     content: Content = {"metrics": {}, "controls": {}}
     predicts = getattr(model, "predicts_target", False)
@@ -65,9 +55,9 @@ def measure(
         merge(content, class_content(model, untrained, data, split, n_bootstrap, seed))
     if probes or not predicts:
         sizes = {"train": max_rows, split: max_split_rows}
-        batches = functools.partial(probe_batches, data, sizes, seed)
-        encoders = {"trained": model, "untrained": untrained}
-        merge(content, probe_content(encoders, data, probes, batches, split, n_bootstrap, share))
+        encoding = encoding or Encoding(model, untrained, data, sizes=sizes, seed=seed)
+        more = probe_content(encoding, probes, split, n_bootstrap, names=names, describe=describe)
+        merge(content, more)
     return stamped(content, getattr(data, "stamp", ""))
 
 
@@ -77,8 +67,10 @@ def merge(content: Content, more: Content) -> None:
         if key == "controls":
             for name, entries in value.items():
                 content["controls"].setdefault(name, {}).update(entries)
-        else:
+        elif isinstance(value, dict):
             content.setdefault(key, {}).update(value)
+        else:
+            content[key] = value
 
 
 def stamped(content: Content, stamp: str) -> Content:
@@ -200,52 +192,73 @@ def complement(error: Measured) -> Measured:
     return Measured(1.0 - error, low, high, error.n)
 
 
-def probe_batches(
-    data: Any, sizes: dict[str, int | None], seed: int, split: str
-) -> Iterator[dict[str, Tensor]]:
-    """Yield the rows of a split that probes see."""
-    return data.probe_batches(split, max_rows=sizes[split], seed=seed)
-
-
 def probe_content(
-    encoders: dict[str, Any],
-    data: Any,
-    probes: dict[str, Callable[..., dict[str, float]]],
-    batches: Callable[[str], Iterable[dict[str, Tensor]]],
+    encoding: Encoding,
+    probes: Probes,
     split: str,
     n_bootstrap: int,
-    share: Share,
+    *,
+    names: Sequence[str] = (OWN,),
+    place: str = "",
+    describe: Describe | None = None,
 ) -> Content:
-    """Score the codes of the trained encoder, of the untrained one, and the raw input."""
+    """Score the codes of the trained encoder, of the untrained one, and the raw input.
 
-    def both(name: str) -> tuple[Any, Any]:
-        parts, encoder = ("train", split), encoders[name]
-        return share(name, lambda: tuple(embed_all(encoder, batches(one)) for one in parts))
+    The keys of a representation other than the model's own hold its name, `<split>/<name>/...`.
 
-    trained = both("trained")
-    (_, y_train), (_, y) = trained
-    block = block_rows(data.spec, len(y), len(data.splits[split]))
-    bound = {name: bind(one, block=block, n_bootstrap=n_bootstrap) for name, one in probes.items()}
+    Args:
+        encoding: gives the codes.
+        probes: by name.
+        split: the one that is scored.
+        n_bootstrap: resamples behind intervals.
+        names: representations.
+        place: stands before the names, as `<split>/<place>/...`.
+        describe: looks at the codes of a representation, without labels; by default `label_free`.
+    """
+    content: Content = {"metrics": {}, "controls": {}}
+    describe = describe or (lambda _, x: label_free(x))
+    shared: Content | None = None
+    for name in names:
+        start = "/".join(part for part in (split, place, name) if part not in ("", OWN))
+        codes = {role: encoding.both(role, split, name) for role in ROLES}
+        (_, y_train), (_, y) = codes["trained"]
+        block = block_rows(encoding.data.spec, len(y), len(encoding.data.splits[split]))
+        bound = {k: bind(v, block=block, n_bootstrap=n_bootstrap) for k, v in probes.items()}
+        scored = functools.partial(score_codes, bound, functools.partial(describe, name))
+        found = {role: scored(*both) for role, both in codes.items()}
+        if shared is None:  # the same beside every representation
+            shared = no_encoder(encoding, split, scored, probes, y_train, y) if len(y) else {}
+        for role, entries in (found | shared).items():
+            own = content["metrics"] if role == "trained" else content["controls"]
+            own = own if role == "trained" else own.setdefault(role, {})
+            own |= {f"{start}/{key}": value for key, value in entries.items()}
+    return content
 
-    def scored(train: Any, val: Any) -> Content:
-        scores = score_all(bound, train, val) if len(y) else {}
-        scores |= {f"label_free/{key}": value for key, value in label_free(val[0]).items()}
-        return {f"{split}/{key}": entry(value) for key, value in scores.items()}
 
-    content: Content = {"metrics": scored(*trained)}
-    content["controls"] = {"untrained": scored(*both("untrained"))}
-    if not len(y):
-        return content
-    raw_train, raw_val = share(
-        "raw", lambda: raw_inputs(data.spec, batches("train"), batches(split), n_rows=len(y))
-    )
-    content["controls"]["raw"] = scored((raw_train, y_train), (raw_val, y))
+def score_codes(
+    probes: Probes, describe: Callable[[Tensor], dict[str, float]], train: Codes, val: Codes
+) -> Content:
+    """Return what probes and `describe` find on the codes of a split, as `<probe>/<metric>`."""
+    scores = score_all(probes, train, val) if len(val[1]) else {}
+    scores |= {f"label_free/{key}": value for key, value in describe(val[0]).items()}
+    return {key: entry(value) for key, value in scores.items()}
+
+
+def no_encoder(
+    encoding: Encoding,
+    split: str,
+    scored: Callable[[Codes, Codes], Content],
+    probes: Probes,
+    y_train: Tensor,
+    y: Tensor,
+) -> Content:
+    """Return the controls that need no encoder: the raw input, and a guess that sees nothing."""
+    x_train, x = encoding.raw(split, n_rows=len(y))
+    controls = {"raw": scored((x_train, y_train), (x, y))}
     if y.ndim == 1:
         base = {key: entry(value) for key, value in chance(y_train, y).items()}
-        content["controls"]["chance"] = {
-            f"{split}/{name}/{key}": value for name in probes for key, value in base.items()
-        }
-    return content
+        controls["chance"] = {f"{name}/{k}": v for name in probes for k, v in base.items()}
+    return controls
 
 
 def bind(probe: Callable, **settings: Any) -> Callable[..., dict[str, float]]:
@@ -259,48 +272,3 @@ def block_rows(spec: Any, n_rows: int, n_samples: int) -> int:
     if not isinstance(spec, SeriesSpec):
         return 1
     return max(1, round((spec.look_back + spec.horizon) * n_rows / n_samples))
-
-
-def collect(batches: Iterable[dict[str, Tensor]]) -> Tensor:
-    """Return the inputs of all batches as one tensor on the CPU; missing steps are filled."""
-    inputs = []
-    for batch in batches:
-        x = batch["x"]
-        if "mask" in batch:
-            x = baselines.fill(x, batch["mask"][..., : x.shape[-1]])
-        inputs.append(x.cpu())
-    return torch.cat(inputs)
-
-
-def raw_inputs(
-    spec: Any, train: Iterable[dict[str, Tensor]], val: Iterable[dict[str, Tensor]], *, n_rows: int
-) -> tuple[Float[Tensor, "n e"], Float[Tensor, "m e"]]:
-    """Return the input itself as features: columns, windows or pixels.
-
-    `n_rows` is how many rows the codes of `val` have: one for each window, or for each channel.
-    """
-    x_train, x_val = collect(train), collect(val)
-    if isinstance(spec, SeriesSpec):
-        apart = n_rows != len(x_val)
-        return raw_windows(x_train, apart=apart), raw_windows(x_val, apart=apart)
-    if isinstance(spec, ImageSpec):
-        return raw_pixels(x_train), raw_pixels(x_val)
-    return raw_features(x_train, x_val, spec.cardinalities)
-
-
-def raw_windows(x: Float[Tensor, "b c l"], *, apart: bool) -> Float[Tensor, "n e"]:
-    """Return windows normalised as a model sees them, then what normalisation took from them.
-
-    A row for each channel if `apart`, else a row for each window.
-    """
-    z, location, scale = normalize(x)
-    if apart:
-        return rearrange(torch.cat([z, location, scale], dim=-1), "b c l -> (b c) l")
-    return torch.cat([part.flatten(1) for part in (z, location, scale)], dim=1)
-
-
-def raw_pixels(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e"]:
-    """Return the pixels, averaged where an image is larger than 32 x 32."""
-    height, width = x.shape[-2:]
-    size = (min(height, RAW_SIDE), min(width, RAW_SIDE))
-    return F.adaptive_avg_pool2d(x.float(), size).flatten(1)

@@ -46,10 +46,10 @@ def entry(value: float) -> dict[str, Any]:
     return {"value": plain(float(value)), "low": plain(low), "high": plain(high), "n": n}
 
 
-def write(run_dir: Path, report: dict[str, Any]) -> None:
-    """Write report.json and report.md, each whole or not at all."""
+def write(run_dir: Path, report: dict[str, Any], page: str | None = None) -> None:
+    """Write report.json and report.md (`page`, or `markdown`), each whole or not at all."""
     text = json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n"
-    for name, content in (("report.json", text), ("report.md", markdown(report))):
+    for name, content in (("report.json", text), ("report.md", page or markdown(report))):
         write_text(run_dir / name, content)
 
 
@@ -242,14 +242,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"Objective `{objective['name']}`: {show(objective)}",
         "",
+        *tables(report),
     ]
-    for head, *body in (rows(report), baseline_rows(report)):
-        if body:
-            lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-            lines += ["| " + " | ".join(row) + " |" for row in body]
-            lines += [""]
-    if said := verdict(report):
-        lines += [*(f"- {line}" for line in said), ""]
     if report["criteria"]:
         lines += ["## Criteria", "", "| name | asks | value | passed |", "|---|---|---|---|"]
         lines += [
@@ -258,13 +252,35 @@ def markdown(report: dict[str, Any]) -> str:
         ]
         lines += [""]
     if report["vitals"]:
-        lines += ["## Health of the run", "", "Features are relative to step 0.", ""]
-        lines += ["| name | value | state | warn | critical |", "|---|---|---|---|---|"]
-        lines += [
-            f"| {v['name']} | {digits(v['value'])} | {v['state']} | {v['warn']} | {v['critical']} |"
-            for v in report["vitals"]
-        ]
+        lines += ["## Health of the run", *vitals_table(report), ""]
+    if report.get("pictures"):
+        lines += ["## Pictures", "", *(f"![{path}]({path})\n" for path in report["pictures"])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def tables(report: dict[str, Any]) -> list[str]:
+    """Return metrics beside their controls, the baselines, and what they say in words."""
+    lines = []
+    for head, *body in (rows(report), baseline_rows(report)):
+        if body:
+            lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+            lines += ["| " + " | ".join(row) + " |" for row in body]
+            lines += [""]
+    if said := verdict(report):
+        lines += [*(f"- {line}" for line in said), ""]
+    return lines
+
+
+def vitals_table(report: dict[str, Any]) -> list[str]:
+    """Return how the vitals of a run stand; nothing where none were logged."""
+    if not report["vitals"]:
+        return []
+    lines = ["", "Features are relative to step 0.", ""]
+    lines += ["| name | value | state | warn | critical |", "|---|---|---|---|---|"]
+    return lines + [
+        f"| {v['name']} | {digits(v['value'])} | {v['state']} | {v['warn']} | {v['critical']} |"
+        for v in report["vitals"]
+    ]
 
 
 def asks(criterion: dict[str, Any]) -> str:

@@ -15,6 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from jepa import report
 
 console = Console()
+MANY = 40  # metrics; of more, a terminal shows those that say most
+HEADLINES = {"error", "accuracy_shot1", "accuracy_shot5", "accuracy_shot10", "rankme",
+             "effective_rank", "mean_cosine", "std_mean", "cka_mean_level1",
+             "cka_mean_level2", "cka_level1_level2"}  # fmt: skip
 SHOWN_LAST = ("callbacks", "logger", "trainer", "paths", "search")
 
 
@@ -86,6 +90,8 @@ def show_model(model: L.LightningModule, x: Tensor | None) -> None:
 def show_report(content: dict[str, Any]) -> None:
     """Print the metrics with their intervals beside the controls, and what they mean."""
     head, *body = report.rows(content)
+    if brief := len(body) > MANY:
+        body = [row for row in body if row[0].rpartition("/")[2] in HEADLINES]
     free = [row for row in body if "/label_free/" in row[0]]
     scored = [row for row in body if row not in free]
     stamp = report.stamp_of(content)
@@ -94,6 +100,8 @@ def show_report(content: dict[str, Any]) -> None:
     measured = [i for i, name in enumerate(head) if name in ("metric", "value", "untrained", "raw")]
     show_table("without labels", [[row[i] for i in measured] for row in [head, *free]])
     for line in report.verdict(content):
+        if brief and "DOES NOT BEAT" not in line:
+            continue
         style = "bold red" if "DOES NOT BEAT" in line else ""
         console.print(line + stamp, markup=False, style=style, highlight=False, soft_wrap=True)
     for one in content["vitals"]:

@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> float:
 
 def report_early_end(error: BaseException, run_dir: Path) -> None:
     """Write the report of a run that did not come to its end."""
-    from jepa import report
+    from jepa import page, report
 
     stopped = isinstance(error, KeyboardInterrupt | SystemExit)
     reason = getattr(error, "reason", "interrupted") if stopped else str(error)
@@ -70,7 +70,7 @@ def report_early_end(error: BaseException, run_dir: Path) -> None:
     else:
         log.exception("the run failed")
     with suppress(OSError):  # a full disk must not hide why the run ended
-        report.write(run_dir, content)
+        page.write(run_dir, content)
 
 
 def show_seeds() -> None:
@@ -244,7 +244,7 @@ def build_callbacks(
     from hydra.utils import instantiate
 
     from jepa.callbacks.record import Record
-    from jepa.measure import raw_inputs
+    from jepa.encoding import raw_inputs
     from jepa.run import spec_state
 
     built = [instantiate(node) for node in cfg.callbacks.values() if node]
@@ -293,7 +293,8 @@ def finish(
     stages: dict[str, dict[str, Any]],
 ) -> float:
     """Score the best checkpoint beside its controls, write and show the report."""
-    from jepa import report, run, screen
+    from jepa import page, report, run, screen
+    from jepa.attention_speed import compare_attention
     from jepa.curves import draw_curves
     from jepa.measure import measure
     from jepa.vitals import read_vitals
@@ -327,11 +328,16 @@ def finish(
     report.add_stages(content, stages)
     content["criteria"] = report.grade(criteria_of(cfg), content)
     content["vitals"] = read_vitals(run_dir / "metrics.csv")
-    report.write(run_dir, content)
+    if cfg.report.time_attention and not cfg.model.get("compile"):
+        x = next(iter(data.probe_batches("train", max_rows=cfg.data.batch_size)))["x"]
+        device = trainer.strategy.root_device
+        speed = compare_attention(model.to(device), x.to(device), precision=cfg.trainer.precision)
+        content |= {"attention_speed": speed} if speed else {}
     picture = run_dir / "plots" / "probes.png"
     with suppress(OSError):  # a full disk costs the picture, not the report
         if draw_curves(picture, run_dir / "metrics.csv"):
             screen.say(f"curves of the probes: {picture}")
+    page.write(run_dir, content)
     screen.show_report(content)
     screen.say(f"run directory: {run_dir}")
     return float("nan") if value is None else value

@@ -5,8 +5,6 @@ import itertools
 import json
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from support import SMALL, write_table
 
 from jepa.config import UserError
 from jepa.probes.sgd import sgd_linear
-from jepa.shared_codes import SharedCodes
 from jepa.sweeps import grid
 
 LR, DECAY = ("0.001", "0.01", "0.1"), ("0.001", "0.01")
@@ -94,37 +91,6 @@ def test_a_grid_without_any_number_is_refused(tmp_path):
         made_up(tmp_path, [None] * 6)
 
 
-def test_codes_are_computed_once_and_are_of_one_checkpoint(tmp_path):
-    computed = []
-
-    def compute():
-        time.sleep(0.05)
-        computed.append(1)
-        return (torch.ones(2, 3), torch.zeros(2)), (torch.ones(1, 3), torch.zeros(1))
-
-    def run(found):
-        found.append(SharedCodes(tmp_path, file="a", split="val")("trained", compute))
-
-    found = []
-    threads = [threading.Thread(target=run, args=(found,)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(computed) == 1 and all(torch.equal(one[0][0], torch.ones(2, 3)) for one in found)
-    SharedCodes(tmp_path, file="b", split="val")("trained", compute)
-    SharedCodes(tmp_path, file="a", split="test")("trained", compute)
-    assert len(computed) == 3
-
-
-def test_whoever_fails_over_the_codes_leaves_them_to_the_next(tmp_path):
-    codes = SharedCodes(tmp_path, file="a")
-    with pytest.raises(ZeroDivisionError):
-        codes("trained", lambda: 1 / 0)
-    assert torch.equal(codes("trained", lambda: torch.ones(1)), torch.ones(1))
-    assert len(list((tmp_path / "codes").glob("*.pt"))) == 1
-
-
 def command(module, *arguments, cwd):
     line = [sys.executable, "-m", f"jepa.{module}", *arguments]
     done = subprocess.run(line, capture_output=True, text=True, cwd=cwd, check=False, timeout=600)
@@ -143,8 +109,8 @@ def test_a_grid_over_a_checkpoint_shares_its_codes_and_every_cell_differs(tmp_pa
     said = command("evaluate", *line, *probe, *AXES, cwd=tmp_path)
     assert "python -m jepa.sweeps.report run=g" in said
     assert not (tmp_path / "out" / "evaluation.json").exists()
-    names = sorted(path.name.split("_")[0] for path in (tmp_path / "g" / "codes").glob("*.pt"))
-    assert names == ["raw", "trained", "untrained"]
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/features").glob("*.codes")}
+    assert len(kept) == 4  # of the trained and the untrained encoder, on train and val
     shown = command("sweeps.report", "run=g", cwd=tmp_path)
     assert "6 of 6 cells" in shown and "CHANGES NOTHING" not in shown
     with (tmp_path / "g" / "grid.csv").open() as file:
@@ -155,5 +121,6 @@ def test_a_grid_over_a_checkpoint_shares_its_codes_and_every_cell_differs(tmp_pa
     for lr in LR:
         assert len({errors[lr, decay] for decay in DECAY}) == 2
     command("evaluate", *probe, "probe.lr=0.01", "probe.weight_decay=0.01", cwd=tmp_path)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
     alone = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert repr(alone["metrics"][NAME]["value"]) == errors["0.01", "0.01"]

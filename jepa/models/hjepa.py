@@ -22,6 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from jepa.models.hjepa_checks import check_spec, check_views
+from jepa.models.hjepa_codes import LAST, OWN, embed_each, parts_of, representations
+from jepa.models.hjepa_looks import Looks, look
 from jepa.models.hjepa_weights import transfer
 from jepa.nn.blocks import Blocks, Masking
 from jepa.nn.checks import check_choice, check_range
@@ -30,12 +32,11 @@ from jepa.nn.ema import Teacher, has_gradients
 from jepa.nn.levels import Levels
 from jepa.nn.losses import CodeTerms
 from jepa.nn.masking import stream
-from jepa.nn.pyramid import Pyramid, pool, pooled_shape
+from jepa.nn.pyramid import Pyramid
 from jepa.nn.vit import ATTENTIONS, BlockPredictor, ViT, init_weights
 from jepa.schedules import cosine, linear, warmup_cosine
 from jepa.spec import ImageSpec
 
-LAST = 4  # blocks behind the representation `last4`, as many as the evaluation of I-JEPA joins
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 REPRESENTATIONS = ("mean", "last4", "levels")
 
@@ -233,36 +234,28 @@ class HJEPA(L.LightningModule):
         """Length of the code of an image."""
         return len(self.code_names())
 
-    def code_names(self) -> list[str]:
+    def code_names(self, name: str = OWN) -> list[str]:
         """Name each entry of a code: where it is from, `_`, the dimension."""
-        parts = ["mean"]
-        if self.representation == "last4":
-            depth = self.levels.depth
-            parts = [f"block{i + 1}" for i in range(depth - LAST, depth)]
-        elif self.representation == "levels":
-            sizes = [pooled_shape(self.encoder.grid, level) for level in range(1, self.levels.n)]
-            parts += [
-                f"level{level}patch{i}"
-                for level, (rows, columns) in enumerate(sizes, start=1)
-                for i in range(rows * columns)
-            ]
+        parts = parts_of(self, name)
         return [f"{part}_{i}" for part in parts for i in range(self.width)]
 
-    @torch.no_grad()
     def embed(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b e"]:
         """Code images with the teacher, from all patches; another image size is taken as well."""
-        if self.representation == "mean":
-            return self.teacher(x).mean(1)
-        net = cast(ViT, self.teacher.net)
-        hidden = net.hidden(x)
-        if self.representation == "last4":
-            depth = self.levels.depth
-            last = range(depth - LAST + 1, depth + 1)
-            return torch.cat([self.levels.after(hidden, i).mean(1) for i in last], dim=1)
-        grid = net.grid_of(*x.shape[2:])
-        features = [self.levels.after(hidden, depth) for depth in self.levels.depths]
-        coarse = [pool(f, grid, level) for level, f in enumerate(features) if level]
-        return torch.cat([features[0].mean(1), *(f.flatten(1) for f in coarse)], dim=1)
+        return self.embed_each(x, [OWN])[OWN]
+
+    def embed_each(
+        self, x: Float[Tensor, "b c y x"], names: Sequence[str]
+    ) -> dict[str, Float[Tensor, "b _"]]:
+        """Code images in several ways at once: those of `representations`, or `own`."""
+        return embed_each(self, x, names)
+
+    def representations(self) -> list[str]:
+        """Return the ways in which images can be coded."""
+        return representations(self)
+
+    def look(self, x: Float[Tensor, "b c y x"]) -> Looks:
+        """Return what there is to see in images, under masks that no epoch and no seed changes."""
+        return look(self, x, self.masks(x, "look"))
 
     def transfer(self, state: Mapping[str, object]) -> None:
         """Start from the encoders of another run, or from an official checkpoint of I-JEPA."""

@@ -132,6 +132,17 @@ class Block(nn.Module):
         mixed = attend(q, k, v, self.attention)
         return self.to_out(rearrange(mixed, "b h m e -> b m (h e)"))
 
+    def weights(
+        self, x: Float[Tensor, "b n d"], rotation: Rotation | None = None
+    ) -> Float[Tensor, "b h n n"]:
+        """Return how much each token, before the norm, takes from each: rows add up to 1."""
+        q, k, _ = rearrange(
+            self.to_qkv(self.attn_norm(x)), "b n (part h e) -> part b h n e", part=3, h=self.n_heads
+        )
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        return softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2))
+
 
 class Trunk(nn.Module):
     """`depth` blocks and a final norm.
