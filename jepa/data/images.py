@@ -3,6 +3,7 @@
 Axes: n images, c channels, h pixels high and wide.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from jepa.data.augment import Augment
-from jepa.data.augmented import AugmentedBatches
+from jepa.data.augmented import AugmentedBatches, LocalViews
 from jepa.data.base import DataModule
 from jepa.data.batches import Batches, Samples
 from jepa.data.pixels import Images, Inputs, ToInput, moments, resize
@@ -62,6 +63,8 @@ class ImageData(DataModule):
         n_workers: threads that decode image files. None: one for each core.
         augment: what training images go through. None: nothing.
         two_views: training batches also hold `view`, another augmentation of the same images.
+        n_local_views, local_size, local_area: training batches also hold `local`, so many small
+            crops of each image: their side, and least and largest part of the image they cover.
         normalize: subtract mean and divide by standard deviation of the training images, channel
             by channel; otherwise inputs are in [0, 1].
         val_share, test_share: parts of the images that come without such a split, 0 for no split.
@@ -81,6 +84,9 @@ class ImageData(DataModule):
         n_workers: int | None = None,
         augment: Augment | None = None,
         two_views: bool = False,
+        n_local_views: int = 0,
+        local_size: int = 96,
+        local_area: Sequence[float] = (0.05, 0.3),
         normalize: bool = True,
         val_share: float | int | None = None,
         test_share: float | int | None = None,
@@ -94,15 +100,14 @@ class ImageData(DataModule):
             raise ValueError(f"data.image_size must be at least 1, got {image_size}")
         if n_workers is not None and n_workers < 1:
             raise ValueError(f"data.n_workers must be at least 1, or null, got {n_workers}")
-        if two_views and (augment is None or not augment.varies):
-            raise ValueError(
-                "data.two_views=true gives a second augmentation of the same images, but none is "
-                "drawn: take augment=plain, or data.two_views=false"
-            )
+        check_views(augment, two_views, n_local_views, local_size, local_area)
         self.image_size = image_size
         self.n_workers = n_workers
         self.augment = augment
         self.two_views = two_views
+        low, high = local_area
+        local = LocalViews(n_local_views, local_size, (low, high))
+        self.local = local if n_local_views else None
         self.normalize = normalize
         self.shares = {"test": test_share, "val": val_share}
         self.split_seed = split_seed
@@ -136,6 +141,8 @@ class ImageData(DataModule):
             task={0: "none", 2: "binary"}.get(len(images.classes), "multiclass"),
             classes=images.classes,
             two_views=self.two_views,
+            n_local_views=self.local.n if self.local else 0,
+            local_size=self.local.side if self.local else 0,
         )
         subtract, divide = (mean, std) if self.normalize else ([0.0] * 3, [1.0] * 3)
         to_input = ToInput(
@@ -186,6 +193,7 @@ class ImageData(DataModule):
             augment=self.augment,
             to_input=self.to_input,
             two_views=self.two_views,
+            local=self.local,
             seed=self.seed,
             group=1 if trainer is None else trainer.accumulate_grad_batches,
             reshuffle=trainer is None or not trainer.overfit_batches,  # pyright: ignore
@@ -251,6 +259,31 @@ class ImageData(DataModule):
                 f"{sorted(shapes)} and {len(images.classes)}: this is not the published set "
                 f"({self.card.source})"
             )
+
+
+def check_views(
+    augment: Augment | None, two_views: bool, n_local: int, side: int, area: Sequence[float]
+) -> None:
+    """Refuse further views of an image that would show nothing else.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if two_views and (augment is None or not augment.varies):
+        raise ValueError(
+            "data.two_views=true gives a second augmentation of the same images, but none is "
+            "drawn: take augment=plain, or data.two_views=false"
+        )
+    if n_local < 0 or side < 1 or len(area) != 2 or not 0.0 < area[0] <= area[1] <= 1.0:
+        raise ValueError(
+            "data.n_local_views must be at least 0, data.local_size at least 1, and "
+            "data.local_area=[low,high] with 0 < low <= high <= 1, got "
+            f"data.n_local_views={n_local} data.local_size={side} data.local_area={list(area)}"
+        )
+    if n_local and augment is None:
+        raise ValueError(
+            f"data.n_local_views={n_local} are crops, but augment is null: take augment=plain"
+        )
 
 
 def pick(images: Images, rows: np.ndarray) -> Images:
