@@ -3,23 +3,29 @@
 Axes: n images, c channels, h pixels high and wide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from jepa.data.augment import Augment
 from jepa.data.augmented import AugmentedBatches, LocalViews
 from jepa.data.base import DataModule
 from jepa.data.batches import Batches, Samples
+from jepa.data.large import Large
 from jepa.data.pixels import Images, Inputs, ToInput, moments, resize
 from jepa.data.splits import split_rows
 from jepa.spec import ImageSpec
 
 _TEST_SHARE = 0.2
 _VAL_SHARE = 0.1
+_N_MEASURED = 2048  # images that tell mean and deviation of those that stay on the disk
+
+Pixels = Images | Large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ class Collection:
         notes: what is to be said once.
     """
 
-    splits: dict[str, Images]
+    splits: Mapping[str, Pixels]
     classes: tuple[str, ...] = ()
     unlabeled: Samples | None = None
     stamp: str = ""
@@ -130,8 +136,9 @@ class ImageData(DataModule):
             return
         images = self.collect()
         train = images.splits["train"]
-        mean, std = moments(train.x)
-        n_channels = train.x.shape[1]
+        measured = some_of(train)
+        mean, std = moments(measured)
+        n_channels = measured.shape[1]
         self.spec = ImageSpec(
             n_channels=n_channels,
             height=self.image_size,
@@ -162,11 +169,12 @@ class ImageData(DataModule):
         images = self.load()
         self._check_card(images)
         images = replace(images, splits=self._split(images.splits))
-        side = min(self.image_size, images.splits["train"].x.shape[-1])
-        small = {name: Images(resize(p.x, side), p.y) for name, p in images.splits.items()}
+        train = images.splits["train"]
+        side = min(self.image_size, train.x.shape[-1]) if isinstance(train, Images) else 0
+        small = {name: shrunk(part, side) for name, part in images.splits.items()}
         more = images.unlabeled
         if isinstance(more, Images):
-            more = Images(resize(more.x, side), more.y)
+            more = shrunk(more, side)
         return replace(images, splits=small, unlabeled=more)
 
     def training_images(self) -> Samples:
@@ -205,7 +213,8 @@ class ImageData(DataModule):
         pixels = self.splits["train"].pixels.take(torch.zeros(1, dtype=torch.long))["x"]
         n_channels, side = pixels.shape[1:3]
         stamp = f" ({self.stamp})" if self.stamp else ""
-        stored = "" if side == self.image_size else f", enlarged from {side} x {side}"
+        word = "enlarged from" if side < self.image_size else "cut from"
+        stored = "" if side == self.image_size else f", {word} {side} x {side}"
         counts = [f"{name} {len(part):,}" for name, part in self.splits.items()]
         if self.unlabeled is not None:
             counts.append(f"pretraining without labels {len(self.unlabeled):,}")
@@ -226,7 +235,7 @@ class ImageData(DataModule):
             "n_images": {name: len(part) for name, part in images.splits.items()},
         }
 
-    def _split(self, splits: dict[str, Images]) -> dict[str, Images]:
+    def _split(self, splits: Mapping[str, Pixels]) -> Mapping[str, Pixels]:
         default = {"test": _TEST_SHARE if list(splits) == ["train"] else 0.0, "val": _VAL_SHARE}
         shares = {}
         for name, share in self.shares.items():
@@ -243,14 +252,14 @@ class ImageData(DataModule):
         labels = None if whole.y is None else whole.y.numpy()
         parts = split_rows(len(whole), shares, labels=labels, seed=self.split_seed)
         drawn = {name: pick(whole, rows) for name, rows in parts.items()}
-        every = splits | drawn
+        every = dict(splits) | drawn
         return {name: every[name] for name in ("train", "val", "test") if name in every}
 
     def _check_card(self, images: Collection) -> None:
         if self.card is None:
             return
         counts = {name: len(part) for name, part in images.splits.items()}
-        shapes = {tuple(part.x.shape[1:]) for part in images.splits.values()}
+        shapes = {tuple(p.x.shape[1:]) for p in images.splits.values() if isinstance(p, Images)}
         found = (counts, shapes, images.classes)
         if found != (self.card.images, {self.card.shape}, self.card.classes):
             raise ValueError(
@@ -286,7 +295,22 @@ def check_views(
         )
 
 
-def pick(images: Images, rows: np.ndarray) -> Images:
+def shrunk(images: Pixels, side: int) -> Pixels:
+    """Return the images resized, where they are in memory."""
+    return Images(resize(images.x, side), images.y) if isinstance(images, Images) else images
+
+
+def some_of(images: Pixels) -> UInt8[Tensor, "m c h h"]:
+    """Return the pixels of all images, or of evenly spaced ones where they stay on the disk."""
+    if isinstance(images, Images):
+        return images.x
+    index = torch.linspace(0, len(images) - 1, min(_N_MEASURED, len(images))).round().long()
+    return images.take(index)["x"]
+
+
+def pick(images: Pixels, rows: np.ndarray) -> Pixels:
     """Return some of the images."""
+    if isinstance(images, Large):
+        return images.pick(rows)
     index = torch.from_numpy(rows)
     return Images(images.x[index], None if images.y is None else images.y[index])
