@@ -57,7 +57,7 @@ def test_only_entry_points_and_run_see_a_config():
     allowed = {
         "train", "evaluate", "embed", "forecast", "run", "settle", "resolve", "config", "screen",
         "estimator", "checkpoint", "resume", "replay", "retry", "doctor", "examine", "stored",
-        "stages",
+        "stages", "time_budget",
     }  # fmt: skip
     for path in PACKAGE.rglob("*.py"):
         inside = path.relative_to(PACKAGE)
