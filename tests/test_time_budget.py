@@ -32,7 +32,7 @@ def test_the_steps_their_validations_checks_and_the_scoring_fill_the_time(tmp_pa
     cfg, data = settled(tmp_path, "time_budget.hours=10", "trainer.limit_train_batches=8")
     steps, seconds, said = fill(cfg, data, COSTS)
     n_checked = 2 * 512 / 0.025
-    scored = 2 * (60 + len(data.splits["test"]))
+    scored = 2 * (60 + len(data.splits["val"]))  # test=false
     assert seconds == pytest.approx(0.97 * 36000 - 0.1 * scored)
     used = steps * 10.0 + steps / 16 * 100.0 + 0.1 * n_checked  # validated every second epoch
     assert used <= seconds < used + 20
