@@ -111,6 +111,8 @@ def check_command_line(arguments: list[str], config_name: str) -> None:
             refuse_used(str(cfg.resume), Path(str(override.value())))
     for key in missing(cfg):
         raise UserError(f"{key} has no value: give {key}=<value>")
+    if not args.cfg:
+        refuse_absent(cfg)
     swept = [o for o in overrides if o.is_sweep_override() and o.value_type is not None]
     for override in swept:
         key = override.key_or_group
@@ -128,6 +130,22 @@ def refuse_used(resume: str, run_dir: Path) -> None:
         raise UserError(
             f"{run_dir} already holds checkpoints: give resume=auto to go on from them, or another "
             "hydra.run.dir="
+        )
+
+
+def refuse_absent(cfg: DictConfig) -> None:
+    """Refuse a data folder that is not there, before anything slow is imported.
+
+    Raises:
+        UserError: with the place, what it has to hold, and what to take instead.
+    """
+    folder = (cfg.get("data") or {}).get("folder")
+    if folder is not None and not Path(str(folder)).is_dir():
+        raise UserError(
+            f"data.folder={folder}: there is no such folder ({Path(str(folder)).absolute()}); it "
+            "has to hold train/<class>/ and val/<class>/ with .jpg, .jpeg or .png files, which are "
+            "not downloaded. Put it there, or point paths.data_dir (or JEPA_DATA) to the folder "
+            "above it; without it give data=mixture, or data=image_folder data.path=<folder>"
         )
 
 

@@ -10,6 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jepa import criteria
+from jepa.criteria import asks
+
 CONTROLS = ("untrained", "raw", "chance")
 BASELINES = {
     "closed_form": "the closed-form linear forecast",
@@ -84,13 +87,14 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
     return events
 
 
-def grade(criteria: list[dict[str, Any]], report: dict[str, Any]) -> list[dict[str, Any]]:
+def grade(asked: list[dict[str, Any]], report: dict[str, Any]) -> list[dict[str, Any]]:
     """Grade each criterion: `metric` against `at_most` or `at_least`.
 
-    With `against: <a control or a baseline>` the bound applies to metric / control.
+    With `against: <a control or a baseline>` the bound applies to metric / control. What the run
+    graded while it trained, as with `epoch`, is taken from the report's events.
     A criterion whose metric was not measured gets `passed: null`.
     """
-    return [grade_one(dict(one), report) for one in criteria]
+    return [grade_one(dict(one), report) for one in asked]
 
 
 def grade_one(one: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
@@ -99,30 +103,15 @@ def grade_one(one: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if it does not say what it asks for.
     """
-    known = {"name", "metric", "at_most", "at_least", "against"}
-    sound = "metric" in one and ("at_most" in one) != ("at_least" in one)
-    if (
-        set(one) - known
-        or not sound
-        or one.get("against")
-        not in (
-            None,
-            *CONTROLS,
-            *BASELINES,
-        )
-    ):
-        raise ValueError(
-            "criteria: each needs name, metric, and at_most or at_least (optionally against: "
-            f"{', '.join((*CONTROLS, *BASELINES))}), got {one}"
-        )
+    criteria.check(one, (*CONTROLS, *BASELINES))
+    against = one.get("against")
     value = report["metrics"].get(one["metric"], {}).get("value")
-    if value is not None and one.get("against"):
-        control = (beside(report, one["against"], one["metric"]) or {}).get("value")
+    if value is None or "epoch" in one or against == criteria.START:
+        value = criteria.while_training(one, report["events"])
+    elif against:
+        control = (beside(report, against, one["metric"]) or {}).get("value")
         value = None if not control else value / control
-    passed = None
-    if value is not None:
-        passed = value <= one["at_most"] if "at_most" in one else value >= one["at_least"]
-    return {**one, "value": value, "passed": passed}
+    return {**one, "value": value, "passed": criteria.passes(one, value)}
 
 
 def beside(report: dict[str, Any], name: str, key: str) -> dict[str, Any] | None:
@@ -283,14 +272,6 @@ def vitals_table(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def asks(criterion: dict[str, Any]) -> str:
-    """Return what a criterion asks for."""
-    sign = "<=" if "at_most" in criterion else ">="
-    bound = criterion.get("at_most", criterion.get("at_least"))
-    over = f" / {criterion['against']}" if criterion.get("against") else ""
-    return f"{criterion['metric']}{over} {sign} {bound}"
-
-
 def grade_word(criterion: dict[str, Any]) -> str:
     """Return the grade as a word."""
-    return {True: "yes", False: "no", None: "not measured"}[criterion["passed"]]
+    return criteria.word(criterion["passed"])

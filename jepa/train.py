@@ -156,6 +156,7 @@ def attempt(cfg: DictConfig, run_dir: Path) -> float:
     from jepa.resume import find_resume
     from jepa.settle import predicts_target, settle
     from jepa.stages import check_stages, run_stages, stages_of
+    from jepa.time_budget import planned
 
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -170,6 +171,7 @@ def attempt(cfg: DictConfig, run_dir: Path) -> float:
     model = run.build_model(cfg, data.spec)
     check_stages(stages, cfg, data, model)
     resume, step = find_resume(cfg, data, model, run_dir, first_rank=is_first_rank())
+    cfg = planned(cfg, data, probes, resume)
     started = None
     if cfg.init_from is not None and resume is None:
         started = run.start_from(cfg, model)

@@ -107,7 +107,7 @@ def test_written_reports_read_back_unrounded(tmp_path):
 
 def test_a_number_that_is_none_does_not_cost_the_report(tmp_path):
     content = report.new(status="finished", reason="", objective={"name": "e", "value": math.nan})
-    report.write(tmp_path, content | {"metrics": {"val/x": {"value": -math.inf, "low": 0.1}}})
+    report.write(tmp_path, content | {"metrics": {"val/x": one(-math.inf, 0.1, 0.2)}})
     read = json.loads((tmp_path / "report.json").read_text())
     assert read["objective"]["value"] is None
-    assert read["metrics"] == {"val/x": {"value": None, "low": 0.1}}
+    assert read["metrics"] == {"val/x": one(None, 0.1, 0.2)}
