@@ -11,6 +11,19 @@ from pathlib import Path
 from typing import Any
 
 CONTROLS = ("untrained", "raw", "chance")
+# What stands below this line of report.md is the owner's.
+NOTES = "<!-- Notes: all below this line is yours; jepa never changes it. -->"
+TEMPLATE = """
+## Notes
+
+### What worked
+
+### What did not
+
+### What was not expected
+
+### What to do next
+"""
 BASELINES = {
     "closed_form": "the closed-form linear forecast",
     "seasonal_naive": "the last season repeated",
@@ -49,8 +62,26 @@ def entry(value: float) -> dict[str, Any]:
 def write(run_dir: Path, report: dict[str, Any]) -> None:
     """Write report.json and report.md, each whole or not at all."""
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    for name, content in (("report.json", text), ("report.md", markdown(report))):
-        write_text(run_dir / name, content)
+    page = run_dir / "report.md"
+    write_text(run_dir / "report.json", text)
+    write_text(page, with_notes(markdown(report), notes_in(page, markdown(report))))
+
+
+def notes_in(page: Path, generated: str) -> str:
+    """Return the owner's notes in a report.md, a template where there are none.
+
+    A page without the line is of an earlier version: what follows `generated` in it is kept.
+    """
+    old = page.read_text(encoding="utf-8") if page.exists() else ""
+    if NOTES in old:
+        return old.split(NOTES, 1)[1]
+    added = old.removeprefix(generated) if old.startswith(generated) else ""
+    return f"\n{added}" if added.strip() else TEMPLATE
+
+
+def with_notes(generated: str, notes: str) -> str:
+    """Return a page with the owner's notes at its end."""
+    return f"{generated}\n{NOTES}\n{notes.removeprefix(chr(10))}"
 
 
 def write_text(path: Path, content: str) -> None:
