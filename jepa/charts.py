@@ -83,25 +83,32 @@ class Scale:
     def of(cls, values: Sequence[float], *, log: bool) -> "Scale":
         """Return a scale that holds all values."""
         low, high = min(values), max(values)
-        if low == high:
-            low, high = (low / 2, high * 2) if log else (low - abs(low) / 2 - 0.5, high + abs(high) / 2 + 0.5)  # fmt: skip  # noqa: E501
-        room = (high / low) ** 0.04 if log else 0.04 * (high - low)
+        if low == high:  # one level, in the middle
+            room = 2.0 if log else abs(low) / 2 + 0.5
+        else:
+            room = (high / low) ** 0.04 if log else 0.04 * (high - low)
         low, high = (low / room, high * room) if log else (low - room, high + room)
-        if log:
-            decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            steps = (1,) if len(decades) > 4 else (1, 2, 5)
-            found = [m * 10.0**e for e in decades for m in steps]
-            return cls(low, high, True, tuple(t for t in found if low <= t <= high))
-        step = nice((high - low) / 4)
-        first = math.ceil(low / step - 1e-9)
-        ticks = tuple(i * step for i in range(first, math.floor(high / step + 1e-9) + 1))
-        return cls(low, high, False, ticks)
+        ticks = decades(low, high) if log else ()
+        return cls(low, high, log, ticks if len(ticks) > 2 else even(low, high))
 
     def place(self, value: float) -> float:
         """Return where a value lies, 0 at the low end."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
+
+
+def decades(low: float, high: float) -> tuple[float, ...]:
+    """Return the powers of ten between two numbers; over few of them also 2 and 5 of each."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1,) if len(powers) > 4 else (1, 2, 5)
+    return tuple(tick for e in powers for m in steps if low <= (tick := m * 10.0**e) <= high)
+
+
+def even(low: float, high: float) -> tuple[float, ...]:
+    """Return some four round numbers between two, at even steps."""
+    step = nice((high - low) / 4)
+    return tuple(i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1))
 
 
 def nice(step: float) -> float:
@@ -194,4 +201,6 @@ def brief(value: float) -> str:
         return f"{value / 1e6:.3g}M"
     if abs(value) >= 1e4:
         return f"{value / 1e3:.3g}k"
-    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.0e}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.0e}"

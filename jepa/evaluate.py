@@ -59,6 +59,7 @@ def main(cfg: DictConfig) -> None:
         max_split_rows=cfg.max_split_rows,
         seed=cfg.seed,
     )
+    measured.pop("samples")
     content = report.new(status="finished", reason=f"evaluated {path}", **measured)
     content["probe_settings"] = OmegaConf.to_container(settled.probe)
     target = out / "evaluation.json"

@@ -24,6 +24,7 @@ from jepa.nn.norm import normalize
 from jepa.probes.label_free import label_free
 from jepa.probes.raw import raw_features
 from jepa.report import entry
+from jepa.samples import Samples, identify
 from jepa.spec import ImageSpec, SeriesSpec
 
 RAW_SIDE = 32  # largest side of an image whose pixels stand as features
@@ -42,12 +43,13 @@ def measure(
     seed: int = 0,
     n_bootstrap: int = 1000,
 ) -> Content:
-    """Return `metrics`, `controls` and, for forecasts, `baselines` and `breakdown` of a split.
+    """Return `metrics`, `controls`, `samples` and, for forecasts, `baselines` and `breakdown`.
 
+    All of one split; `samples` are the losses behind the model's own errors, by metric.
     A model that predicts the target is scored on every sample of the split. Every probe is fitted
     on training rows alone, at most `max_rows` of them, and scored once.
     """
-    content: Content = {"metrics": {}, "controls": {}}
+    content: Content = {"metrics": {}, "controls": {}, "samples": {}}
     predicts = getattr(model, "predicts_target", False)
     forecasts = isinstance(data.spec, SeriesSpec) and data.spec.task == "forecast"
     if forecasts:
@@ -126,6 +128,11 @@ def forecast_content(
     }
     if own:
         content["metrics"] = scores("model")
+        n = sum(one.shape[1] for one in errors["model"].windows)
+        futures = identify(spec.channels, spec.horizon, spec.location, spec.scale, n)
+        content["samples"] = samples_of(
+            errors["model"].metrics(block=settings["block"]), split, futures
+        )
         content["controls"] = {"untrained": scores("untrained")}
     return content
 
@@ -179,10 +186,22 @@ def class_content(
         return {f"{split}/{key}": entry(value) for key, value in found.items()}
 
     with torch.no_grad():
-        own, other = entries(scores(model)), entries(scores(untrained))
+        found = scores(model)
+        own, other = entries(found), entries(scores(untrained))
     y_train = torch.cat([batch["y"].cpu() for batch in every_sample(data, "train")])
     controls = {"untrained": other, "chance": entries(chance(y_train, y))}
-    return {"metrics": own, "controls": controls}
+    samples = samples_of(found, split, identify(y.double().cpu().numpy()))
+    return {"metrics": own, "controls": controls, "samples": samples}
+
+
+def samples_of(scores: dict[str, Any], split: str, identity: str) -> dict[str, Samples]:
+    """Return the losses of each sample behind the errors among some scores."""
+    errors = {key: one for key, one in scores.items() if key.split("/")[-1] == "error"}
+    return {
+        f"{split}/{key}": Samples(one.rows.numpy(), one.block, one.root, identity)
+        for key, one in errors.items()
+        if getattr(one, "rows", None) is not None
+    }
 
 
 def complement(error: Measured) -> Measured:
@@ -218,11 +237,15 @@ def probe_content(
     bound = {name: bind(one, block=block, n_bootstrap=n_bootstrap) for name, one in probes.items()}
 
     def scored(train: Any, val: Any) -> Content:
-        scores = score_all(bound, train, val) if len(y) else {}
+        return written(score_all(bound, train, val) if len(y) else {}, val)
+
+    def written(scores: dict, val: Any) -> Content:
         scores |= {f"label_free/{key}": value for key, value in label_free(val[0]).items()}
         return {f"{split}/{key}": entry(value) for key, value in scores.items()}
 
-    content: Content = {"metrics": scored(*trained)}
+    own = score_all(bound, *trained) if len(y) else {}
+    content: Content = {"samples": samples_of(own, split, identify(y.double().cpu().numpy()))}
+    content["metrics"] = written(own, trained[1])
     content["controls"] = {"untrained": scored(*both(untrained))}
     if not len(y):
         return content

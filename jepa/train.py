@@ -296,6 +296,7 @@ def finish(
     from jepa import report, run, screen
     from jepa.curves import draw_curves
     from jepa.measure import measure
+    from jepa.samples import write_samples
     from jepa.vitals import read_vitals
 
     status, reason = how_it_ended(trainer)
@@ -314,7 +315,7 @@ def finish(
         if best or last.exists():
             model.load_state_dict(run.read_checkpoint(Path(best or last))["state_dict"])
         device = trainer.strategy.root_device
-        content |= measure(
+        measured = measure(
             model.to(device).eval(),
             run.build_model(cfg, data.spec).to(device).eval(),
             data,
@@ -324,6 +325,8 @@ def finish(
             max_split_rows=cfg.report.max_split_rows,
             seed=cfg.seed,
         )
+        write_samples(run_dir, measured.pop("samples"))
+        content |= measured
     report.add_stages(content, stages)
     content["criteria"] = report.grade(criteria_of(cfg), content)
     content["vitals"] = read_vitals(run_dir / "metrics.csv")

@@ -11,7 +11,16 @@ from jepa.config import CONF, check_command_line
 ROOT = Path(__file__).parents[1]
 CONFIGS = {"train": "config"} | {
     name: name
-    for name in ("evaluate", "embed", "forecast", "checkpoint", "doctor", "replay", "analyze")
+    for name in (
+        "evaluate",
+        "embed",
+        "forecast",
+        "checkpoint",
+        "doctor",
+        "replay",
+        "analyze",
+        "compare",
+    )
 }
 
 
