@@ -113,6 +113,9 @@ def of_speed(run: Recorded) -> Iterator[tuple[str, Fact]]:
     waits = column(run.rows, "time/data_share")
     if waits:
         yield "data_share", statistics.fmean(waits)
+    for part in ("forward", "backward", "optimizer"):
+        if found := column(run.rows, f"time/{part}_ms"):
+            yield f"{part}_ms", statistics.median(found)
     training = max(column(run.rows, "time/train_s"), default=0.0)
     probes = sum(column(run.rows, "time/probe_s"))
     if training:
@@ -121,9 +124,9 @@ def of_speed(run: Recorded) -> Iterator[tuple[str, Fact]]:
         wait = statistics.fmean(waits) * training if waits else 0.0
         parts = {"data": wait, "probes": probes, "compute": training - wait}
         yield "bottleneck", max(parts, key=lambda name: parts[name])
-    if used := column(run.rows, "device/utilisation"):
+    if used := column(run.rows, "time/device_share"):
         yield "utilisation", statistics.fmean(used)
-    if left := column(run.rows, "disk/left_gib"):
+    if left := column(run.rows, "memory/disk_left_gib"):
         yield "disk_left_gib", left[-1]
     ended = run.report["reason"] or ""
     late = any(event["kind"] == "over_budget" for event in run.events)
@@ -138,6 +141,8 @@ def of_memory(run: Recorded) -> Iterator[tuple[str, Fact]]:
     if not found:
         return
     yield "memory_peak", max(y for _, y in found)
+    if sizes := column(run.rows, "memory/mib"):
+        yield "memory_mib", max(sizes)
     settled = found[len(found) // 5 :]  # caches fill at the start
     slope, certain = trend(settled)
     steady = len(settled) >= 2 * FEW and share_of_falls(settled) < 0.35

@@ -102,7 +102,7 @@ def memory(run: Recorded) -> str:
     parts = {
         "memory in use": "memory/share",
         "wait for data": "time/data_share",
-        "use of the device": "device/utilisation",
+        "use of the device": "time/device_share",
     }
     lines = [
         Line(name=label, points=[(x, 100 * y) for x, y in points(run.rows, name)], colour=i)
