@@ -24,8 +24,8 @@ SMALL = (
 )  # fmt: skip
 FAMILIES = {
     "table": ("data=table", "data.target=label", *SMALL),
-    "images": ("data=toy_images", "data.n_images=24", "data.image_size=8", "model=hjepa_small",
-               "model.patch=2", *SMALL),
+    "images": ("data=toy_images", "data.n_images=24", "data.image_size=8", "model=hjepa",
+               "model.levels=1", "model.level_weights=[1.0]", "model.patch=2", *SMALL),
     "series": ("data=toy_series", "data.look_back=32", "data.horizon=8", "model=patchtst",
                "model.width=8", "model.depth=1", "model.n_heads=2", "model.patch=8"),
     "pretrained series": ("data=toy_series", "data.look_back=32", "data.horizon=8",
