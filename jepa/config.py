@@ -74,7 +74,8 @@ def explain(error: BaseException) -> str | None:
             f"the disk is full, or a limit is reached: {error}; free space, or give hydra.run.dir="
         )
     if isinstance(error, ModuleNotFoundError):
-        extra = next((name for name in ("mlflow", "wandb") if name in str(error)), None)
+        extras = {"mlflow": "mlflow", "wandb": "wandb", "onnx": "export"}
+        extra = next((extras[name] for name in extras if name in str(error)), None)
         return extra and f"{error}: install the extra with pip install 'jepa[{extra}]'"
     known = (ValueError, OSError, HydraException, OmegaConfBaseException)
     if isinstance(error, known) or type(error).__name__ == "MisconfigurationException":

@@ -145,6 +145,7 @@ def evaluate(cfg: DictConfig, path: Path, home: Path, out: Path) -> dict[str, An
             started = time.perf_counter()
             merge(content, part())
             content["seconds"][name] = time.perf_counter() - started
+    content.pop("samples", None)
     return content
 
 

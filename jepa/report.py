@@ -14,6 +14,19 @@ from jepa import criteria
 from jepa.criteria import asks
 
 CONTROLS = ("untrained", "raw", "chance")
+# What stands below this line of report.md is the owner's.
+NOTES = "<!-- Notes: all below this line is yours; jepa never changes it. -->"
+TEMPLATE = """
+## Lessons learned
+
+### What worked
+
+### What did not
+
+### What was not expected
+
+### What to do next
+"""
 BASELINES = {
     "closed_form": "the closed-form linear forecast",
     "seasonal_naive": "the last season repeated",
@@ -51,9 +64,28 @@ def entry(value: float) -> dict[str, Any]:
 
 def write(run_dir: Path, report: dict[str, Any], page: str | None = None) -> None:
     """Write report.json and report.md (`page`, or `markdown`), each whole or not at all."""
-    text = json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n"
-    for name, content in (("report.json", text), ("report.md", page or markdown(report))):
-        write_text(run_dir / name, content)
+    write_text(
+        run_dir / "report.json", json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n"
+    )
+    page, path = page or markdown(report), run_dir / "report.md"
+    write_text(path, with_notes(page, notes_in(path, page)))
+
+
+def notes_in(page: Path, generated: str) -> str:
+    """Return the owner's notes in a report.md, a template where there are none.
+
+    A page without the line is of an earlier version: what follows `generated` in it is kept.
+    """
+    old = page.read_text(encoding="utf-8") if page.exists() else ""
+    if NOTES in old:
+        return old.split(NOTES, 1)[1]
+    added = old.removeprefix(generated) if old.startswith(generated) else ""
+    return f"\n{added}" if added.strip() else TEMPLATE
+
+
+def with_notes(generated: str, notes: str) -> str:
+    """Return a page with the owner's notes at its end."""
+    return f"{generated}\n{NOTES}\n{notes.removeprefix(chr(10))}"
 
 
 def without_nan(value: Any) -> Any:

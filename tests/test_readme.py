@@ -9,9 +9,8 @@ import pytest
 from jepa.config import CONF, check_command_line
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = {"train": "config"} | {
-    name: name for name in ("evaluate", "embed", "forecast", "checkpoint", "doctor", "replay")
-}
+NAMES = "evaluate embed forecast checkpoint doctor replay analyze compare export"
+CONFIGS = {"train": "config"} | {name: name for name in NAMES.split()}
 CONFIGS |= {"sweeps.controller": "config"}
 
 
