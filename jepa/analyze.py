@@ -95,7 +95,7 @@ def write_analysis(run: "Recorded") -> dict[str, Any]:
     content = analyze(run)
     page = run.folder / "report.md"
     plain = night.page(run.folder, run.report)
-    notes = report.notes_in(page, plain)
+    notes = report.notes_in(page, report.markdown(run.report))
     text = f"{plain}\n{analysis_page.markdown(content)}"
     write = report.write_text
     write(run.folder / "analysis.json", json.dumps(content, indent=1, allow_nan=False) + "\n")

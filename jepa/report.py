@@ -68,7 +68,7 @@ def write(run_dir: Path, report: dict[str, Any], page: str | None = None) -> Non
         run_dir / "report.json", json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n"
     )
     page, path = page or markdown(report), run_dir / "report.md"
-    write_text(path, with_notes(page, notes_in(path, page)))
+    write_text(path, with_notes(page, notes_in(path, markdown(report))))
 
 
 def notes_in(page: Path, generated: str) -> str:
