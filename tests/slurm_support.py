@@ -36,7 +36,8 @@ def starts(job):
 
 def wake(job):
     """A requeued job waits for two minutes; this one need not."""
-    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=False)
+    line = ["scontrol", "update", f"jobid={job}", "starttime=now"]
+    subprocess.run(line, capture_output=True, check=False)
 
 
 def limit(job, minutes):

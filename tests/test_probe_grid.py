@@ -72,6 +72,12 @@ def test_a_report_names_best_spread_success_and_trends(tmp_path):
     assert [row["success"] for row in rows] == ["false"] * 3 + ["true"] * 2 + [""]
 
 
+def test_a_trend_within_the_noise_is_told_as_such(tmp_path):
+    text = made_up(tmp_path, [0.5, 0.46, 0.3, 0.26, 0.2, 0.16])
+    assert "- probe.weight_decay: the more, the better, by less than one cell's interval" in text
+    assert "- probe.lr: the more, the better (0.48 at" in text
+
+
 def test_the_threshold_of_success_is_a_setting(tmp_path):
     text = made_up(tmp_path, [0.5, 0.5, 0.4, 0.3, 0.2, 0.1], success=0.45)
     assert "Success (at most 0.45): 4 of 6" in text

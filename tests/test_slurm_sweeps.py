@@ -36,11 +36,14 @@ DRIVERS = []
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
+def nothing_left(tmp_path):
     yield
     while DRIVERS:
         DRIVERS.pop().kill()
-    subprocess.run(["scancel", f"--user={os.getuid()}"], check=False)
+    for line in ask("squeue", "--noheader", "--format=%A %o").splitlines():
+        job, script = line.split(" ", 1)
+        if script.startswith(str(tmp_path)):
+            subprocess.run(["scancel", job], check=False)
 
 
 def rows(folder):

@@ -148,22 +148,27 @@ def summarize(cells: Sequence[Cell], done: Sequence[Cell]) -> list[str]:
         total = sum(one.is_success for one in cells)
         lines.append(f"Success (at most {digits(best.bound)}): {total} of {len(cells)}.")
     lines += ["", "| parameter | value | cells | success | mean error |", "|---|---|---|---|---|"]
+    noise = 0.0 if own["high"] is None else own["high"] - own["low"]
     trends = []
     for key in cells[0].values:
-        means = []
-        for value in dict.fromkeys(one.values[key] for one in cells):
-            part = [one for one in cells if one.values[key] == value]
-            found = [error for one in part if (error := one.error) is not None]
-            rate = sum(one.is_success for one in part) / len(part)
-            mean = statistics.fmean(found) if found else None
-            shown = "-" if mean is None else digits(mean)
-            lines.append(f"| {key} | {value} | {len(part)} | {rate:.0%} | {shown} |")
-            means += [] if mean is None else [(value, mean)]
-        trends.append(trend(key, means, nothing=changes_nothing(key, done)))
-    failed = [
-        f"- cell {one.number} ({label(one)}) has no result" for one in cells if not one.report
-    ]
+        rates, means = by_value(key, cells)
+        lines += rates
+        trends.append(trend(key, means, noise=noise, nothing=changes_nothing(key, done)))
+    failed = [f"- cell {n.number} ({label(n)}) has no result" for n in cells if not n.report]
     return [*lines, "", *trends, *failed]
+
+
+def by_value(key: str, cells: Sequence[Cell]) -> tuple[list[str], list[tuple[str, float]]]:
+    """Return a line of the table for each value of a parameter, and their mean errors."""
+    lines, means = [], []
+    for value in dict.fromkeys(one.values[key] for one in cells):
+        part = [one for one in cells if one.values[key] == value]
+        found = [error for one in part if (error := one.error) is not None]
+        rate = sum(one.is_success for one in part) / len(part)
+        means += [(value, statistics.fmean(found))] if found else []
+        shown = digits(means[-1][1]) if found else "-"
+        lines.append(f"| {key} | {value} | {len(part)} | {rate:.0%} | {shown} |")
+    return lines, means
 
 
 def within(error: float | None, high: float | None) -> bool:
@@ -185,8 +190,15 @@ def changes_nothing(key: str, done: Sequence[Cell]) -> bool:
     return all(one == group[0] for group in groups.values() for one in group)
 
 
-def trend(key: str, means: Sequence[tuple[str, float]], *, nothing: bool) -> str:
-    """Say how the mean error follows a parameter, in the order of its values."""
+def trend(key: str, means: Sequence[tuple[str, float]], *, noise: float, nothing: bool) -> str:
+    """Say how the mean error follows a parameter, in the order of its values.
+
+    Args:
+        key: the parameter.
+        means: its values and their mean errors.
+        noise: the width of one cell's interval; changes below it are told apart.
+        nothing: whether no metric changes with it.
+    """
     try:
         ordered = sorted(means, key=lambda one: float(one[0]))
     except ValueError:
@@ -205,6 +217,8 @@ def trend(key: str, means: Sequence[tuple[str, float]], *, nothing: bool) -> str
         what = "the less, the better"
     else:
         what = f"best at {min(ordered, key=lambda one: one[1])[0]}"
+    if any(steps) and max(errors) - min(errors) < noise:
+        what += ", by less than one cell's interval"
     shown = ", ".join(f"{digits(error)} at {value}" for value, error in ordered)
     return f"- {key}: {what} ({shown})"
 

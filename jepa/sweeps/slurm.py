@@ -225,8 +225,10 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
                 self.put_off(str(error))
             for part in (jobs[:half], jobs[half:]) if half else ():
                 self.submit(part)
-        except (Away, OSError) as error:
+        except Away as error:
             self.put_off(str(error))
+        except OSError as error:  # a full disk, or one that is away
+            self.put_off(f"{jobs[0].directory.parent} cannot be written: {error}")
         else:
             self.accepted, self.wait, self.said = True, BACK_OFF_S[0], ""
 
