@@ -32,7 +32,10 @@ def content(**parts):
     return report.new(
         status="finished", reason="trainer.max_epochs=4 reached", metrics=metrics,
         controls={"untrained": {"test/ridge/error": entry(0.5)}},
-        events=[{"time": 0.0, "kind": "skip", "step": 3, "why": "loss is nan"}],
+        events=[
+            {"time": 0.0, "kind": "skip", "step": 3, "why": "loss is nan"},
+            {"time": 9.0, "kind": "end", "step": 10},
+        ],
     ) | parts  # fmt: skip
 
 
