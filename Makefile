@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-ci test-all test-resume slurm-up test-slurm slurm-down soak check audit bench sweep sweep-report patchtst-studies clean
+.PHONY: help setup run test test-ci test-all test-resume slurm-up test-slurm slurm-down soak check audit bench sweep sweep-slurm sweep-report patchtst-studies clean
 bin := .venv/bin
 audit := .audit
 parallel := --numprocesses auto --maxprocesses 4
@@ -31,10 +31,10 @@ test-all: setup  ## Every test
 
 slurm-up:  ## A real SLURM of one node on this machine (root, Debian; it stays until slurm-down)
 	command -v slurmctld >/dev/null || bash tests/local_slurm.sh install
-	bash tests/local_slurm.sh up
+	SLURM_CPUS=$${SLURM_CPUS:-8} bash tests/local_slurm.sh up
 
 test-slurm: setup  ## The tests that need it
-	$(bin)/pytest -q tests/test_slurm.py -m slow
+	$(bin)/pytest -q tests/test_slurm.py tests/test_slurm_sweeps.py -m slow
 
 slurm-down:  ## Stop it
 	bash tests/local_slurm.sh down
@@ -61,6 +61,9 @@ bench: setup  ## Speed and memory, as ratios to the floor; only=<entry> picks on
 
 sweep: setup  ## Search T-JEPA's space on digits, 20 trials; args="+experiment=hjepa_sweep ..."
 	$(bin)/python -m jepa.train -m hydra/sweeper=optuna $(args)
+
+sweep-slurm: setup  ## The same on a cluster: the driver and each trial a SLURM job
+	$(bin)/python -m jepa.sweeps.controller -m hydra/sweeper=optuna hydra/launcher=slurm $(args)
 
 sweep-report: setup  ## Tables and plots of a sweep once more; run=<sweep directory>
 	$(bin)/python -m jepa.sweeps.report run=$(run)

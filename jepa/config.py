@@ -74,7 +74,8 @@ def explain(error: BaseException) -> str | None:
             f"the disk is full, or a limit is reached: {error}; free space, or give hydra.run.dir="
         )
     if isinstance(error, ModuleNotFoundError):
-        extra = next((name for name in ("mlflow", "wandb") if name in str(error)), None)
+        extras = {"mlflow": "mlflow", "wandb": "wandb", "onnx": "export"}
+        extra = next((extras[name] for name in extras if name in str(error)), None)
         return extra and f"{error}: install the extra with pip install 'jepa[{extra}]'"
     known = (ValueError, OSError, HydraException, OmegaConfBaseException)
     if isinstance(error, known) or type(error).__name__ == "MisconfigurationException":
@@ -111,6 +112,8 @@ def check_command_line(arguments: list[str], config_name: str) -> None:
             refuse_used(str(cfg.resume), Path(str(override.value())))
     for key in missing(cfg):
         raise UserError(f"{key} has no value: give {key}=<value>")
+    if not args.cfg:
+        refuse_absent(cfg)
     swept = [o for o in overrides if o.is_sweep_override() and o.value_type is not None]
     for override in swept:
         key = override.key_or_group
@@ -128,6 +131,22 @@ def refuse_used(resume: str, run_dir: Path) -> None:
         raise UserError(
             f"{run_dir} already holds checkpoints: give resume=auto to go on from them, or another "
             "hydra.run.dir="
+        )
+
+
+def refuse_absent(cfg: DictConfig) -> None:
+    """Refuse a data folder that is not there, before anything slow is imported.
+
+    Raises:
+        UserError: with the place, what it has to hold, and what to take instead.
+    """
+    folder = (cfg.get("data") or {}).get("folder")
+    if folder is not None and not Path(str(folder)).is_dir():
+        raise UserError(
+            f"data.folder={folder}: there is no such folder ({Path(str(folder)).absolute()}); it "
+            "has to hold train/<class>/ and val/<class>/ with .jpg, .jpeg or .png files, which are "
+            "not downloaded. Put it there, or point paths.data_dir (or JEPA_DATA) to the folder "
+            "above it; without it give data=mixture, or data=image_folder data.path=<folder>"
         )
 
 
@@ -175,12 +194,13 @@ def name_unknown_override(error: Exception, overrides: list[Override], config_na
         near = difflib.get_close_matches(option[2], names, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"valid: {', '.join(names)}"
         return f"{option[1]}={option[2]}: there is no such option; {hint}"
-    groups = [o.input_line or "" for o in overrides if is_choice(o)]
+    groups = [o.input_line or "" for o in overrides if is_choice(o) or "/" in o.key_or_group]
     values = [o for o in overrides if not is_choice(o) and f"'{o.key_or_group}'" in text]
-    if not values or values[0].key_or_group.startswith("hydra."):
+    if not values:
         return text
+    of_hydra = values[0].key_or_group.startswith("hydra.")
     try:
-        cfg = compose(config_name, groups)
+        cfg = compose(config_name, groups, return_hydra_config=of_hydra)
     except (HydraException, OmegaConfBaseException):
         return text
     return unknown(values[0].key_or_group, cfg)

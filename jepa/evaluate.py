@@ -2,10 +2,13 @@
 
 The same probe scores the trained encoder, the untrained one, and the raw input. A model that
 predicts the target is scored by its own predictions, and by those probes that are asked for. Codes
-are computed once and kept in `features/` of the run directory.
+are computed once and kept in `features/` of the run directory. With `-m` and several values, as
+`probe.lr=0.001,0.01`, it is a grid: `python -m jepa.sweeps.report run=<its directory>` compares
+its jobs.
 """
 
 import json
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -15,19 +18,26 @@ from typing import Any, cast
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from jepa.config import CONF, run_command
+from jepa.config import CONF, UserError, check_command_line, fail, run_command
+from jepa.sweeps import grid, optuna
+from jepa.sweeps.naming import sweep_directory, with_study
 
 OWN_DATA = "jepa.data.own.own"  # conf/data/own.yaml: no other data set was named
 
 
 @hydra.main(config_path=str(CONF), config_name="evaluate")
-def main(cfg: DictConfig) -> None:
-    """Open the checkpoint, measure, print the table and write evaluation.json beside it."""
+def main(cfg: DictConfig) -> float:
+    """Open the checkpoint, measure, print the table and write evaluation.json beside it.
+
+    Returns:
+        the error of the probe, or of the model's own predictions; NaN where there is none.
+    """
     from jepa import report, run, screen
 
     path = run.find_checkpoint(cfg.run)
-    out = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    content = evaluate(cfg, path, out)
+    home = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    out = own_directory() or home
+    content = evaluate(cfg, path, home, out)
     target = out / "evaluation.json"
     report.write_text(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
     report.write_text(out / "evaluation.md", report.markdown(content))
@@ -35,13 +45,27 @@ def main(cfg: DictConfig) -> None:
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in content["seconds"].items())
     screen.say(f"took {seconds}\nwritten: {target} and evaluation.md")
     log_metrics(cfg, content, out)
+    value = content["objective"]["value"]
+    return float("nan") if value is None else value
+
+
+def own_directory() -> Path | None:
+    """Return the directory of a job of a grid; None for a command that is none."""
+    from hydra.core.hydra_config import HydraConfig
+
+    where = Path(HydraConfig.get().runtime.output_dir)
+    return None if where == Path.cwd() else where
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is evaluated, and where: an encoder with its controls on one split."""
+    """What is evaluated: an encoder with its controls on one split.
+
+    Codes are kept at `home`, the run; what is found is written to `out`, in a grid that of the job.
+    """
 
     cfg: DictConfig
+    home: Path
     out: Path
     model: Any
     untrained: Any
@@ -67,13 +91,13 @@ class Case:
             sizes=sizes,
             seed=self.cfg.seed,
             names=names,
-            folder=self.out / FOLDER,
+            folder=self.home / FOLDER,
             origin=self.origin,
         )
 
 
-def evaluate(cfg: DictConfig, path: Path, out: Path) -> dict[str, Any]:
-    """Return the content of evaluation.json.
+def evaluate(cfg: DictConfig, path: Path, home: Path, out: Path) -> dict[str, Any]:
+    """Return the content of evaluation.json; see `Case` for the directories.
 
     Raises:
         ValueError: for settings that do not fit each other or the run.
@@ -105,7 +129,7 @@ def evaluate(cfg: DictConfig, path: Path, out: Path) -> dict[str, Any]:
     other = other_data(cfg, checkpoint) if "transfer" in wanted else None
     with run.from_a_file(cfg.trust):
         untrained = run.build_model(trained_cfg, data.spec).eval()
-    case = Case(cfg, out, model.to(device), untrained.to(device), checksum_of(path), names)
+    case = Case(cfg, home, out, model.to(device), untrained.to(device), checksum_of(path), names)
     parts = {
         "probes": partial(probe_part, case, data, wanted),
         "finetune": partial(finetune_part, case, data),
@@ -121,6 +145,7 @@ def evaluate(cfg: DictConfig, path: Path, out: Path) -> dict[str, Any]:
             started = time.perf_counter()
             merge(content, part())
             content["seconds"][name] = time.perf_counter() - started
+    content.pop("samples", None)
     return content
 
 
@@ -207,6 +232,9 @@ def probe_part(case: Case, data: Any, wanted: list[str]) -> dict[str, Any]:
         describe=partial(protocols.look, width) if quality else None,
     )
     content["probe_settings"] = OmegaConf.to_container(settled.probe)
+    errors = (f"{case.cfg.split}/{settled.probe_name}/error", f"{case.cfg.split}/error")
+    if name := next((one for one in errors if one in content["metrics"]), None):
+        content["objective"] = {"name": name, "value": content["metrics"][name]["value"]}
     if len(levels) > 1:
         merge(content, protocols.level_content(encoding, case.cfg.split, levels))
     return content
@@ -273,7 +301,7 @@ def picture_part(case: Case, data: Any) -> dict[str, Any]:
         case.model,
         data,
         reference=spectrum(Gallery(case.untrained, data, **sizes)),
-        metrics=case.out / "metrics.csv",
+        metrics=case.home / "metrics.csv",
         **sizes,
     )
     for name, figure in gallery.draw(list(DRAW)):
@@ -301,8 +329,20 @@ def log_metrics(cfg: DictConfig, content: dict[str, Any], out: Path) -> None:
 
 
 def cli() -> None:
-    """Run the command."""
+    """Run the command, once or as a grid."""
+    optuna.register()
+    arguments = sys.argv[1:] = with_study(sys.argv[1:], "evaluate")
+    folder = None
+    if {"-m", "--multirun"} & {*arguments}:
+        try:
+            check_command_line(arguments, "evaluate")
+            cfg, folder = sweep_directory(arguments, "evaluate")
+            grid.record(folder, arguments, cfg.success)
+        except UserError as error:
+            fail(str(error), code=2)
     run_command(main, "evaluate")
+    if folder is not None:
+        print(f"compare: python -m jepa.sweeps.report run={folder}")
 
 
 if __name__ == "__main__":

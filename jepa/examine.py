@@ -30,6 +30,7 @@ from jepa.trial import (
     PeakMemory,
     decoding_rates,
     first_and_last,
+    n_train_batches,
     predictor,
     probe_a_little,
     train_a_little,
@@ -292,6 +293,8 @@ def check_time(patient: Patient) -> Result:
     total = n_epochs * epoch_s
     if trainer.max_time is not None:
         total = min(total, limit_s(trainer.max_time))
+    if settings.time_budget.hours is not None:
+        total = 3600.0 * settings.time_budget.hours
     found = f"{words(epoch_s)} an epoch of {n_batches} batches"
     values = {"epoch_s": epoch_s, "total_s": total if total < float("inf") else None}
     if total == float("inf"):
@@ -301,12 +304,6 @@ def check_time(patient: Patient) -> Result:
     found += f"; {words(total)} in all, until about {end:%Y-%m-%d %H:%M}, on one device"
     found += ", before stages" if patient.need("stages") else ""
     return Result("time", "pass", f"{found}, before the report", values=values)
-
-
-def n_train_batches(trainer: DictConfig, n: int) -> int:
-    """Return how many batches of an epoch are trained on."""
-    limit = trainer.overfit_batches or trainer.limit_train_batches
-    return max(1, int(n * limit) if isinstance(limit, float) else min(n, limit))
 
 
 def limit_s(max_time: Any) -> float:

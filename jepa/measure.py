@@ -18,6 +18,7 @@ from jepa.forecasting import Forecaster, score_forecasts
 from jepa.metrics import Measured, chance, mean_over_blocks, score
 from jepa.probes.label_free import label_free
 from jepa.report import entry
+from jepa.samples import Samples, identify
 from jepa.spec import SeriesSpec
 
 Content = dict[str, Any]
@@ -39,13 +40,14 @@ def measure(
     names: Sequence[str] = (OWN,),
     describe: Describe | None = None,
 ) -> Content:
-    """Return `metrics`, `controls` and, for forecasts, `baselines` and `breakdown` of a split.
+    """Return `metrics`, `controls`, `samples` and, for forecasts, `baselines` and `breakdown`.
 
+    All of one split; `samples` are the losses behind the model's own errors, by metric.
     A model that predicts the target is scored on every sample of the split. Every probe is fitted
     on training rows alone, at most `max_rows` of them, and scored once. See `probe_content` for
     the other arguments.
     """
-    content: Content = {"metrics": {}, "controls": {}}
+    content: Content = {"metrics": {}, "controls": {}, "samples": {}}
     predicts = getattr(model, "predicts_target", False)
     forecasts = isinstance(data.spec, SeriesSpec) and data.spec.task == "forecast"
     if forecasts:
@@ -127,6 +129,11 @@ def forecast_content(
     }
     if own:
         content["metrics"] = scores("model")
+        n = sum(one.shape[1] for one in errors["model"].windows)
+        futures = identify(spec.channels, spec.horizon, spec.location, spec.scale, n)
+        content["samples"] = samples_of(
+            errors["model"].metrics(block=settings["block"]), split, futures
+        )
         content["controls"] = {"untrained": scores("untrained")}
     return content
 
@@ -180,10 +187,22 @@ def class_content(
         return {f"{split}/{key}": entry(value) for key, value in found.items()}
 
     with torch.no_grad():
-        own, other = entries(scores(model)), entries(scores(untrained))
+        found = scores(model)
+        own, other = entries(found), entries(scores(untrained))
     y_train = torch.cat([batch["y"].cpu() for batch in every_sample(data, "train")])
     controls = {"untrained": other, "chance": entries(chance(y_train, y))}
-    return {"metrics": own, "controls": controls}
+    samples = samples_of(found, split, identify(y.double().cpu().numpy()))
+    return {"metrics": own, "controls": controls, "samples": samples}
+
+
+def samples_of(scores: dict[str, Any], split: str, identity: str) -> dict[str, Samples]:
+    """Return the losses of each sample behind the errors among some scores."""
+    errors = {key: one for key, one in scores.items() if key.split("/")[-1] == "error"}
+    return {
+        f"{split}/{key}": Samples(one.rows.numpy(), one.block, one.root, identity)
+        for key, one in errors.items()
+        if getattr(one, "rows", None) is not None
+    }
 
 
 def complement(error: Measured) -> Measured:
@@ -215,9 +234,9 @@ def probe_content(
         place: stands before the names, as `<split>/<place>/...`.
         describe: looks at the codes of a representation, without labels; by default `label_free`.
     """
-    content: Content = {"metrics": {}, "controls": {}}
+    content: Content = {"metrics": {}, "controls": {}, "samples": {}}
     describe = describe or (lambda _, x: label_free(x))
-    shared: Content | None = None
+    shared: dict[str, dict[str, float]] | None = None
     for name in names:
         start = "/".join(part for part in (split, place, name) if part not in ("", OWN))
         codes = {role: encoding.both(role, split, name) for role in ROLES}
@@ -228,35 +247,36 @@ def probe_content(
         found = {role: scored(*both) for role, both in codes.items()}
         if shared is None:  # the same beside every representation
             shared = no_encoder(encoding, split, scored, probes, y_train, y) if len(y) else {}
-        for role, entries in (found | shared).items():
+        for role, scores in (found | shared).items():
             own = content["metrics"] if role == "trained" else content["controls"]
             own = own if role == "trained" else own.setdefault(role, {})
-            own |= {f"{start}/{key}": value for key, value in entries.items()}
+            own |= {f"{start}/{key}": entry(value) for key, value in scores.items()}
+        identity = identify(y.double().cpu().numpy())
+        content["samples"] |= samples_of(found["trained"], start, identity)
     return content
 
 
 def score_codes(
     probes: Probes, describe: Callable[[Tensor], dict[str, float]], train: Codes, val: Codes
-) -> Content:
+) -> dict[str, float]:
     """Return what probes and `describe` find on the codes of a split, as `<probe>/<metric>`."""
     scores = score_all(probes, train, val) if len(val[1]) else {}
-    scores |= {f"label_free/{key}": value for key, value in describe(val[0]).items()}
-    return {key: entry(value) for key, value in scores.items()}
+    return scores | {f"label_free/{key}": value for key, value in describe(val[0]).items()}
 
 
 def no_encoder(
     encoding: Encoding,
     split: str,
-    scored: Callable[[Codes, Codes], Content],
+    scored: Callable[[Codes, Codes], dict[str, float]],
     probes: Probes,
     y_train: Tensor,
     y: Tensor,
-) -> Content:
+) -> dict[str, dict[str, float]]:
     """Return the controls that need no encoder: the raw input, and a guess that sees nothing."""
     x_train, x = encoding.raw(split, n_rows=len(y))
     controls = {"raw": scored((x_train, y_train), (x, y))}
     if y.ndim == 1:
-        base = {key: entry(value) for key, value in chance(y_train, y).items()}
+        base = chance(y_train, y)
         controls["chance"] = {f"{name}/{k}": v for name in probes for k, v in base.items()}
     return controls
 

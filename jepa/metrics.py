@@ -24,12 +24,16 @@ Statistic = Callable[[Float[Tensor, "r n"]], Float[Tensor, " r"]]
 class Measured(float):
     """A float with its 95 % interval (`low`, `high`; None where not computed) and `n` rows.
 
-    Arithmetic gives plain floats.
+    An error also has the loss of each row (`rows`, whose mean it is, or the `root` of that), and
+    how many neighbours err together (`block`). Arithmetic gives plain floats.
     """
 
     low: float | None
     high: float | None
     n: int | None
+    rows: Float[Tensor, " n"] | None = None
+    root: bool = False
+    block: int = 1
 
     def __new__(
         cls,
@@ -103,11 +107,21 @@ def score(
         for key, value in values.items()
     }
     if task == "regression":
-        return {"error": scores["rmse"], **scores}
+        error = scores["rmse"]
+        error.rows, error.root = (predicted.detach().cpu().double() - y.cpu()).square(), True
+        return {"error": error, **scores}
     low, high = wilson(values["accuracy"], len(y))
     accuracy = Measured(values["accuracy"], low, high, len(y))
     error = Measured(1.0 - accuracy, 1.0 - high, 1.0 - low, len(y))
+    error.rows = (labels_of(predicted.detach().cpu(), task) != y.cpu()).double()
     return {"error": error, **scores, "accuracy": accuracy}
+
+
+def labels_of(predicted: Shaped[Tensor, "n ..."], task: str) -> Shaped[Tensor, " n"]:
+    """Return the labels that predictions stand for."""
+    if task == "binary":
+        return (predicted.double() > 0.5).long()
+    return predicted.argmax(1) if predicted.ndim == 2 else predicted.long()
 
 
 def chance(y_train: Num[Tensor, " n"], y_val: Num[Tensor, " m"]) -> dict[str, Measured]:
@@ -133,7 +147,7 @@ def _binary(p: Float[Tensor, " n"], y: Int[Tensor, " n"]) -> tuple[dict, dict[st
     loss = -torch.where(y == 1, p, 1 - p).clamp_min(_FLOOR).log()
     both = 0 < int(y.sum()) < len(y)
     values = {
-        "accuracy": tm.accuracy((p > 0.5).long(), y, task="binary").item(),
+        "accuracy": tm.accuracy(labels_of(p, "binary"), y, task="binary").item(),
         "roc_auc": float(binary_auroc(p, y)) if both else math.nan,
         "log_loss": loss.mean().item(),
     }
@@ -145,7 +159,7 @@ def _multiclass(
     predicted: Shaped[Tensor, "n ..."], y: Int[Tensor, " n"]
 ) -> tuple[dict, dict[str, Statistic]]:
     y = y.long()
-    labels = predicted.argmax(1) if predicted.ndim == 2 else predicted.long()
+    labels = labels_of(predicted, "multiclass")
     n_classes = 1 + max(int(labels.max()), int(y.max()))
     values = {
         "accuracy": (labels == y).double().mean().item(),
@@ -275,13 +289,14 @@ def mean_over_blocks(
     """
     n = len(sums)
     totals = torch.stack([sums, counts]).double()
-    value = (totals[0].sum() / totals[1].sum()).item()
+    found = Measured((totals[0].sum() / totals[1].sum()).item(), n=n)
+    found.rows, found.block = totals[0] / totals[1].mean(), block
     if not n_bootstrap or n < 2 * block:
-        return Measured(value, n=n)
+        return found
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(n - block + 1, (n_bootstrap, round(n / block)), generator=generator)
     ends = torch.nn.functional.pad(totals.cumsum(1), (1, 0))
     drawn, counted = (ends[:, first + block] - ends[:, first]).sum(-1)
     limits = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = (drawn / counted).nanquantile(limits).tolist()
-    return Measured(value, low, high, n)
+    found.low, found.high = (drawn / counted).nanquantile(limits).tolist()
+    return found

@@ -10,7 +10,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jepa import criteria
+from jepa.criteria import asks
+
 CONTROLS = ("untrained", "raw", "chance")
+# What stands below this line of report.md is the owner's.
+NOTES = "<!-- Notes: all below this line is yours; jepa never changes it. -->"
+TEMPLATE = """
+## Lessons learned
+
+### What worked
+
+### What did not
+
+### What was not expected
+
+### What to do next
+"""
 BASELINES = {
     "closed_form": "the closed-form linear forecast",
     "seasonal_naive": "the last season repeated",
@@ -48,9 +64,37 @@ def entry(value: float) -> dict[str, Any]:
 
 def write(run_dir: Path, report: dict[str, Any], page: str | None = None) -> None:
     """Write report.json and report.md (`page`, or `markdown`), each whole or not at all."""
-    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    for name, content in (("report.json", text), ("report.md", page or markdown(report))):
-        write_text(run_dir / name, content)
+    write_text(
+        run_dir / "report.json", json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n"
+    )
+    page, path = page or markdown(report), run_dir / "report.md"
+    write_text(path, with_notes(page, notes_in(path, markdown(report))))
+
+
+def notes_in(page: Path, generated: str) -> str:
+    """Return the owner's notes in a report.md, a template where there are none.
+
+    A page without the line is of an earlier version: what follows `generated` in it is kept.
+    """
+    old = page.read_text(encoding="utf-8") if page.exists() else ""
+    if NOTES in old:
+        return old.split(NOTES, 1)[1]
+    added = old.removeprefix(generated) if old.startswith(generated) else ""
+    return f"\n{added}" if added.strip() else TEMPLATE
+
+
+def with_notes(generated: str, notes: str) -> str:
+    """Return a page with the owner's notes at its end."""
+    return f"{generated}\n{NOTES}\n{notes.removeprefix(chr(10))}"
+
+
+def without_nan(value: Any) -> Any:
+    """Return it with null in place of numbers that are not finite, for which JSON has no word."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, content: str) -> None:
@@ -75,13 +119,14 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
     return events
 
 
-def grade(criteria: list[dict[str, Any]], report: dict[str, Any]) -> list[dict[str, Any]]:
+def grade(asked: list[dict[str, Any]], report: dict[str, Any]) -> list[dict[str, Any]]:
     """Grade each criterion: `metric` against `at_most` or `at_least`.
 
-    With `against: <a control or a baseline>` the bound applies to metric / control.
+    With `against: <a control or a baseline>` the bound applies to metric / control. What the run
+    graded while it trained, as with `epoch`, is taken from the report's events.
     A criterion whose metric was not measured gets `passed: null`.
     """
-    return [grade_one(dict(one), report) for one in criteria]
+    return [grade_one(dict(one), report) for one in asked]
 
 
 def grade_one(one: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
@@ -90,30 +135,15 @@ def grade_one(one: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if it does not say what it asks for.
     """
-    known = {"name", "metric", "at_most", "at_least", "against"}
-    sound = "metric" in one and ("at_most" in one) != ("at_least" in one)
-    if (
-        set(one) - known
-        or not sound
-        or one.get("against")
-        not in (
-            None,
-            *CONTROLS,
-            *BASELINES,
-        )
-    ):
-        raise ValueError(
-            "criteria: each needs name, metric, and at_most or at_least (optionally against: "
-            f"{', '.join((*CONTROLS, *BASELINES))}), got {one}"
-        )
+    criteria.check(one, (*CONTROLS, *BASELINES))
+    against = one.get("against")
     value = report["metrics"].get(one["metric"], {}).get("value")
-    if value is not None and one.get("against"):
-        control = (beside(report, one["against"], one["metric"]) or {}).get("value")
+    if value is None or "epoch" in one or against == criteria.START:
+        value = criteria.while_training(one, report["events"])
+    elif against:
+        control = (beside(report, against, one["metric"]) or {}).get("value")
         value = None if not control else value / control
-    passed = None
-    if value is not None:
-        passed = value <= one["at_most"] if "at_most" in one else value >= one["at_least"]
-    return {**one, "value": value, "passed": passed}
+    return {**one, "value": value, "passed": criteria.passes(one, value)}
 
 
 def beside(report: dict[str, Any], name: str, key: str) -> dict[str, Any] | None:
@@ -274,14 +304,6 @@ def vitals_table(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def asks(criterion: dict[str, Any]) -> str:
-    """Return what a criterion asks for."""
-    sign = "<=" if "at_most" in criterion else ">="
-    bound = criterion.get("at_most", criterion.get("at_least"))
-    over = f" / {criterion['against']}" if criterion.get("against") else ""
-    return f"{criterion['metric']}{over} {sign} {bound}"
-
-
 def grade_word(criterion: dict[str, Any]) -> str:
     """Return the grade as a word."""
-    return {True: "yes", False: "no", None: "not measured"}[criterion["passed"]]
+    return criteria.word(criterion["passed"])

@@ -66,6 +66,8 @@ def without(part: str, cfg: DictConfig) -> dict[str, list[Any]]:
     off = dict(OFF[part])
     if part == "nt_xent" and cfg.model.second_view and not cfg.model.vicreg_invariance:
         off |= {"model.second_view": False, "data.two_views": False}  # nothing else reads it
+    if part == "nt_xent" and cfg.model.local_weight and not cfg.model.vicreg_invariance:
+        off |= {"model.local_weight": 0.0, "data.n_local_views": 0}
     return {key: [OmegaConf.select(cfg, key), value] for key, value in off.items()}
 
 

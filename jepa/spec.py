@@ -81,6 +81,8 @@ class ImageSpec:
         task: `multiclass`, `binary` or `none`.
         classes: the class names, in the order of the labels.
         two_views: whether training batches hold a `view`, another augmentation of `x`.
+        n_local_views, local_size: how many small crops of each image training batches hold as
+            `local` `[b, n, c, s, s]`, and their side.
     """
 
     n_channels: int
@@ -91,6 +93,8 @@ class ImageSpec:
     task: str
     classes: tuple[str, ...] = ()
     two_views: bool = False
+    n_local_views: int = 0
+    local_size: int = 0
 
     @property
     def n_classes(self) -> int:

@@ -38,7 +38,7 @@ def stages_of(cfg: DictConfig, settled: DictConfig, run_dir: Path) -> dict[str, 
         stage.trainer = OmegaConf.merge(stage.trainer, changes.get("trainer", {}))
         stage.run_dir = str(run_dir / str(name))
         stage.resume = "auto" if cfg.resume == "auto" else "never"
-        stage.size = None
+        stage.size, stage.time_budget.hours = None, None
         stage.objective, stage.probes, stage.criteria, stage.stages = "auto", ["auto"], [], None
         stages[str(name)] = stage
     return stages

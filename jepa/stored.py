@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -100,6 +101,19 @@ def parse_config(text: Any) -> DictConfig:
         if "${" in f"{key}{value}":
             raise ValueError(f"{key}={value}: a run stores its values resolved")
     return cast(DictConfig, cfg)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings of a config.yaml by dotted key.
+
+    Raises:
+        ValueError: for a file that no run has written.
+    """
+    try:
+        cfg = parse_config(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} is no config of a run: {error}") from error
+    return dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
 
 
 def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> float:
 
 def report_early_end(error: BaseException, run_dir: Path) -> None:
     """Write the report of a run that did not come to its end."""
-    from jepa import page, report
+    from jepa import night, report
 
     stopped = isinstance(error, KeyboardInterrupt | SystemExit)
     reason = getattr(error, "reason", "interrupted") if stopped else str(error)
@@ -70,7 +70,7 @@ def report_early_end(error: BaseException, run_dir: Path) -> None:
     else:
         log.exception("the run failed")
     with suppress(OSError):  # a full disk must not hide why the run ended
-        page.write(run_dir, content)
+        night.write(run_dir, content)
 
 
 def show_seeds() -> None:
@@ -156,6 +156,7 @@ def attempt(cfg: DictConfig, run_dir: Path) -> float:
     from jepa.resume import find_resume
     from jepa.settle import predicts_target, settle
     from jepa.stages import check_stages, run_stages, stages_of
+    from jepa.time_budget import planned
 
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -170,6 +171,7 @@ def attempt(cfg: DictConfig, run_dir: Path) -> float:
     model = run.build_model(cfg, data.spec)
     check_stages(stages, cfg, data, model)
     resume, step = find_resume(cfg, data, model, run_dir, first_rank=is_first_rank())
+    cfg = planned(cfg, data, probes, resume)
     started = None
     if cfg.init_from is not None and resume is None:
         started = run.start_from(cfg, model)
@@ -293,9 +295,10 @@ def finish(
     stages: dict[str, dict[str, Any]],
 ) -> float:
     """Score the best checkpoint beside its controls, write and show the report."""
-    from jepa import page, report, run, screen
+    from jepa import night, report, run, screen
     from jepa.curves import draw_curves
     from jepa.measure import measure
+    from jepa.samples import write_samples
     from jepa.vitals import read_vitals
 
     status, reason = how_it_ended(trainer)
@@ -314,7 +317,7 @@ def finish(
         if best or last.exists():
             model.load_state_dict(run.read_checkpoint(Path(best or last))["state_dict"])
         device = trainer.strategy.root_device
-        content |= measure(
+        measured = measure(
             model.to(device).eval(),
             run.build_model(cfg, data.spec).to(device).eval(),
             data,
@@ -324,6 +327,8 @@ def finish(
             max_split_rows=cfg.report.max_split_rows,
             seed=cfg.seed,
         )
+        write_samples(run_dir, measured.pop("samples"))
+        content |= measured
     report.add_stages(content, stages)
     content["criteria"] = report.grade(criteria_of(cfg), content)
     content["vitals"] = read_vitals(run_dir / "metrics.csv")
@@ -332,7 +337,7 @@ def finish(
     with suppress(OSError):  # a full disk costs the picture, not the report
         if draw_curves(picture, run_dir / "metrics.csv"):
             screen.say(f"curves of the probes: {picture}")
-    page.write(run_dir, content)
+    night.write(run_dir, content)
     screen.show_report(content)
     screen.say(f"run directory: {run_dir}")
     return float("nan") if value is None else value

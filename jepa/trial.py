@@ -281,3 +281,9 @@ def decoding_rates(
         decode_files(files, side=side, n_workers=n)
         rates[n] = len(files) / (time.perf_counter() - started)
     return rates
+
+
+def n_train_batches(trainer: Any, n: int) -> int:
+    """Return how many of n batches of an epoch the settings of a trainer let it train on."""
+    limit = trainer.overfit_batches or trainer.limit_train_batches
+    return max(1, int(n * limit) if isinstance(limit, float) else min(n, limit))

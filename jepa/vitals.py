@@ -1,33 +1,24 @@
 """What metrics.csv says of a finished run's health, judged by the bands of `bands.yaml`."""
 
-import csv
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jepa.bands import Band, bands
-
-Rows = list[dict[str, str]]
+from jepa.history import Rows, column, read_rows
 
 
 def read_vitals(metrics: Path) -> list[dict[str, Any]]:
     """Return name, value, state and bounds of everything that has a band and was logged."""
     if not metrics.exists():
         return []
-    with metrics.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    found = []
+    rows, found = read_rows(metrics), []
     for name, value, band in (*of_run(rows), *of_features(rows)):
         state = band.state(value)
         found.append({"name": name, "value": value, "state": state})
         found[-1] |= {"warn": band.warn, "critical": band.critical}
     return found
-
-
-def column(rows: Rows, name: str) -> list[float]:
-    """Return the values of a column, in order; most rows have none."""
-    return [float(row[name]) for row in rows if row.get(name)]
 
 
 def of_run(rows: Rows) -> Iterator[tuple[str, float, Band]]:

@@ -3,6 +3,7 @@
 #   local_slurm.sh install   Debian packages: slurm-wlm slurmdbd munge mariadb-server (about 20 s)
 #   local_slurm.sh up        starts munged, mariadbd, slurmdbd, slurmctld and slurmd, all on 127.0.0.1
 #   local_slurm.sh down      stops what `up` started
+#   local_slurm.sh restart   stops slurmctld and starts it again: jobs go on
 # SLURM_CPUS=16 pretends to more CPUs than there are. Memory limits are not enforced: use ulimit -v in a job.
 # Run as root. Seen working on Debian 12, SLURM 22.05: job arrays, sacct states, scancel, requeue.
 set -euo pipefail
@@ -41,6 +42,7 @@ SelectTypeParameters=CR_Core
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
+AccountingStorageEnforce=qos
 KillWait=5
 SlurmdParameters=config_overrides
 NodeName=$host NodeAddr=127.0.0.1 CPUs=${SLURM_CPUS:-$(nproc)} RealMemory=$(($(free -m | awk '/^Mem/{print $2}') * 9 / 10)) State=UNKNOWN
@@ -82,6 +84,13 @@ up() {
   sinfo
 }
 
+restart() {
+  kill "$(cat "$home/slurmctld.pid")"
+  await test ! -e "$home/slurmctld.pid"
+  slurmctld
+  await scontrol ping
+}
+
 down() {
   scancel -u root 2>/dev/null || true
   for name in slurmd slurmctld slurmdbd; do
@@ -90,4 +99,4 @@ down() {
   mysqladmin shutdown 2>/dev/null || true
 }
 
-case "${1:-}" in install | up | down) "$1" ;; *) sed -n '2,8p' "$0"; exit 2 ;; esac
+case "${1:-}" in install | up | down | restart) "$1" ;; *) sed -n '2,9p' "$0"; exit 2 ;; esac

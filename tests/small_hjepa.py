@@ -52,11 +52,13 @@ BASE = dict(
     nt_xent=0.0,
     nt_xent_temperature=0.1,
     second_view=False,
+    local_weight=0.0,
     sigreg=0.0,
     n_slices=16,
     projector_width=8,
     momentum=0.9,
     momentum_end=1.0,
+    momentum_warmup_share=0.0,
     warmup_share=0.25,
     final_lr_share=0.0,
     weight_decay_end=None,
@@ -66,11 +68,18 @@ BASE = dict(
 OPTIMIZER = dict(lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01)
 
 
+def spec_for(knobs):
+    """The spec of data that gives what these settings read."""
+    n_local = 2 if knobs.get("local_weight") else 0
+    views = dict(n_local_views=n_local, local_size=4 if n_local else 0)
+    return replace(SPEC, two_views=knobs.get("second_view", False), **views)
+
+
 def build(*, spec=None, masking=None, optimizer=OPTIMIZER, **knobs):
     """Build a model from the same random numbers every time."""
     torch.manual_seed(0)
     return HJEPA(
-        spec=replace(SPEC, two_views=knobs.get("second_view", False)) if spec is None else spec,
+        spec=spec_for(knobs) if spec is None else spec,
         masking=MultiBlock(**MASKING) if masking is None else masking,
         optimizer=partial(torch.optim.AdamW, **optimizer),
         **BASE | knobs,
@@ -82,12 +91,15 @@ def images(n=32, *, spec=SPEC, seed=0):
     return torch.randn(n, spec.n_channels, spec.height, spec.width, generator=generator)
 
 
-def fit(model, *, x=None, view=None, callbacks=(), n_steps=4, **trainer):
+def fit(model, *, x=None, view=None, local=None, callbacks=(), n_steps=4, **trainer):
     """Train for four steps on images in memory, in batches of 8."""
     x = images() if x is None else x
     batches = [{"x": part} for part in x.split(8)]
     if view is not None:
         batches = [one | {"view": part} for one, part in zip(batches, view.split(8), strict=True)]
+    if local is not None:
+        pairs = zip(batches, local.split(8), strict=True)
+        batches = [one | {"local": part} for one, part in pairs]
     runner = L.Trainer(
         max_steps=n_steps,
         accelerator="cpu",

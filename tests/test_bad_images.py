@@ -77,6 +77,7 @@ def pictures(names=NAMES, **options):
 
 def opened(path, **changes):
     base = dict(image_size=8, batch_size=2, max_corrupt_share=0.1, n_workers=1)
+    base |= dict(storage="memory", stored_size=None, cache_dir="unused")
     data = ImageFolder(path=str(path), **base | changes)
     data.prepare()
     return data

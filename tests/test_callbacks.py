@@ -171,6 +171,60 @@ def test_every_family_logs_its_share_of_data(tmp_path, family):
     assert len(shares) == 2 and all(0.0 < share < 1.0 for share in shares)
 
 
+def rows_of(run_dir):
+    with (run_dir / "metrics.csv").open() as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_logs_what_it_asks_of_the_machine(tmp_path, family):
+    steps = ["trainer=cpu", "trainer.max_steps=4", "trainer.log_every_n_steps=2", "test=false"]
+    rest = ["logger=csv", "callbacks.collapse=null", "callbacks.probe.max_rows=50"]
+    run_training(tmp_path / "run", *FAMILIES[family], *steps, *rest)
+    rows = rows_of(tmp_path / "run")
+    of_steps = [row for row in rows if "train/loss" in row]
+    assert len(of_steps) == 2
+    for row in of_steps:
+        parts = [row[f"time/{name}_ms"] for name in ("forward", "backward", "optimizer")]
+        norms = [row[f"train/{name}_norm"] for name in ("grad", "weight", "update")]
+        assert all(0 < part < 60_000 for part in parts) and all(norm > 0 for norm in norms)
+    (end,) = [row for row in rows if "memory/mib" in row]
+    assert 50 < end["memory/mib"] < 1e6 and end["memory/disk_left_gib"] > 0
+    assert 0 < end["time/device_share"] < 2 and end["time/left_s"] == 0
+
+
+def test_norms_are_those_of_the_step():
+    from jepa.callbacks.norms import Norms
+
+    layer = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.constant_(layer.weight, 3.0)
+    optimizer, logged = torch.optim.SGD(layer.parameters(), lr=0.1), {}
+    trainer = Mock(spec=L.Trainer, global_step=1, log_every_n_steps=2, optimizers=[optimizer])
+    module = Mock(spec=L.LightningModule)
+    module.log_dict = lambda values, **_: logged.update(values)
+    module.log = lambda name, value, **_: logged.update({name: value})
+    layer(torch.tensor([[3.0, 4.0]])).sum().backward()
+    one = Norms()
+    one.on_before_optimizer_step(trainer, module, optimizer)
+    optimizer.step()
+    one.on_train_batch_end(trainer, module, None, None, 0)
+    wanted = {"train/grad_norm": 5.0, "train/weight_norm": 18**0.5, "train/update_norm": 0.5}
+    assert logged == {key: pytest.approx(value) for key, value in wanted.items()}
+    trainer.global_step = 2  # nobody writes the metrics of this step
+    one.on_before_optimizer_step(trainer, module, optimizer)
+    assert not one.before
+
+
+def test_a_step_without_a_gradient_has_no_norms():
+    from jepa.callbacks.norms import Norms
+
+    layer = torch.nn.Linear(2, 1)
+    module = Mock(spec=L.LightningModule)
+    trainer = Mock(spec=L.Trainer, global_step=0, log_every_n_steps=1)
+    Norms().on_before_optimizer_step(trainer, module, torch.optim.SGD(layer.parameters()))
+    assert not module.log_dict.called
+
+
 def test_curves_start_at_the_untrained_encoder_and_the_raw_input(tmp_path):
     from jepa.curves import draw_curves, read_curves
 

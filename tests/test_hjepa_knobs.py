@@ -44,11 +44,13 @@ OTHER = dict(
     nt_xent=0.5,
     nt_xent_temperature=0.5,
     second_view=True,
+    local_weight=0.5,
     sigreg=0.5,
     n_slices=4,
     projector_width=4,
     momentum=0.5,
     momentum_end=0.95,
+    momentum_warmup_share=0.5,
     warmup_share=0.75,
     final_lr_share=0.5,
     weight_decay_end=0.5,
@@ -63,6 +65,7 @@ ALONGSIDE = {
     "pyramid": TWO | dict(masking=WIDE),
     "nt_xent_temperature": dict(nt_xent=0.5),
     "second_view": dict(nt_xent=0.5),
+    "local_weight": dict(nt_xent=0.5),
     "n_slices": dict(sigreg=0.5),
     "projector_width": dict(nt_xent=0.5),
 }
@@ -73,7 +76,7 @@ OTHER_OPTIMIZER = dict(lr=1e-3, betas=(0.5, 0.99), weight_decay=0.2)
 def outcome(optimizer=OPTIMIZER, **knobs):
     """Sums over the trained weights, slow copy included."""
     model = build(optimizer=optimizer, **knobs)
-    fit(model, view=images(seed=1))
+    fit(model, view=images(seed=1), local=images(seed=2)[:, None, :, :4, :4].repeat(1, 2, 1, 1, 1))
     return [p.sum().item() for p in model.parameters()]
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from jepa.config import CONF, check_keys
+from jepa.data import strong
 from jepa.data.augment import N_DRAWS, Augment
 from jepa.data.augmented import AugmentedBatches
 from jepa.data.cifar10 import Cifar10
@@ -42,6 +43,10 @@ BASE = dict(
     brightness=0.0,
     contrast=0.0,
     saturation=0.0,
+    rand_ops=0,
+    rand_magnitude=9,
+    three_share=0.0,
+    erase_share=0.0,
 )
 OTHER = dict(
     crop_area_low=0.2,
@@ -51,6 +56,10 @@ OTHER = dict(
     brightness=0.3,
     contrast=0.3,
     saturation=0.3,
+    rand_ops=2,
+    rand_magnitude=20,
+    three_share=0.7,
+    erase_share=0.5,
 )
 STILL = BASE | dict(crop_area_low=1.0, crop_aspect=1.0, flip_share=0.0)
 
@@ -60,8 +69,12 @@ def pictures(n=12, c=3, side=8, seed=0):
     return torch.randint(0, 256, (n, c, side, side), generator=generator, dtype=torch.uint8)
 
 
-def draws(n, seed=0):
-    return torch.rand(n, N_DRAWS, generator=torch.Generator().manual_seed(seed))
+def draws(n, seed=0, k=N_DRAWS):
+    return torch.rand(n, k, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn(augment, n=12):
+    return augment.draw(n, torch.Generator().manual_seed(0))
 
 
 def unit(side=8, c=3):
@@ -159,11 +172,75 @@ def test_saturation_zero_makes_a_grey_image_and_keeps_grey_images():
 
 @pytest.mark.parametrize("knob", BASE)
 def test_augment_knob_does_something(knob):
-    outcomes = [
-        Augment(**BASE | change)(pictures(), draws(12), side=8)
-        for change in ({}, {knob: OTHER[knob]})
-    ]
+    others = {"rand_ops": 2} if knob == "rand_magnitude" else {}
+    both = [Augment(**BASE | others | change) for change in ({}, {knob: OTHER[knob]})]
+    outcomes = [augment(pictures(), drawn(augment), side=8) for augment in both]
     assert not torch.allclose(*outcomes)
+
+
+def test_further_changes_leave_the_crops_as_they_were():
+    alone, more = Augment(**BASE), Augment(**BASE | dict(erase_share=1.0, rand_ops=3))
+    assert torch.equal(drawn(alone), drawn(more)[:, :N_DRAWS])
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_a_strongly_changed_batch_equals_its_images_one_by_one(c):
+    augment = Augment(**OTHER)
+    x, u = pictures(c=c, side=16), drawn(augment)
+    alone = [augment(x[i : i + 1], u[i : i + 1], side=16) for i in range(12)]
+    out = augment(x, u, side=16)
+    torch.testing.assert_close(out, torch.cat(alone), atol=1e-3, rtol=1e-4)
+    assert out.min() >= 0.0 and out.max() <= 255.0
+
+
+@pytest.mark.parametrize("name", strong.OPS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_operation_of_randaugment_is_torchvisions(name, sign):
+    reference = pytest.importorskip("torchvision.transforms.autoaugment")
+    x, bins = pictures(4, side=16), 31
+    space = reference.RandAugment()._augmentation_space(bins, (16, 16))
+    theirs = {one.lower(): one for one in space}[name.replace("_", "")]
+    magnitudes, signed = space[theirs]
+    magnitude = float(magnitudes[9]) if magnitudes.ndim else 0.0
+    if signed:
+        magnitude *= sign
+    bilinear = reference.InterpolationMode.BILINEAR
+    expected = reference._apply_op(x, theirs, magnitude, bilinear, None)
+    out = strong.operation(name, 9, sign, 16)(x).float()
+    assert (out - expected.float()).abs().max() <= 1.0  # rounding
+
+
+def test_three_augment_does_one_of_three_to_the_share_that_is_asked_for():
+    x = pictures(300, side=96).float()
+    u = draws(300, k=3)
+    out = strong.three_augment(x, u, 0.5)
+    same = (out == x).flatten(1).all(1)
+    gray = (out[:, 0] == out[:, 1]).flatten(1).all(1)
+    solarised = (out == torch.where(x >= 128, 255 - x, x)).flatten(1).all(1)
+    assert abs(same.double().mean() - 0.5) < 0.1
+    for kind in (gray, solarised, ~(same | gray | solarised)):
+        assert abs(kind.double().mean() - 0.5 / 3) < 0.06
+
+
+def test_a_blur_keeps_a_constant_and_its_strength_is_the_images_own():
+    flat = torch.full((2, 3, 32, 32), 7.0)
+    torch.testing.assert_close(strong.blur(flat, torch.tensor([0.1, 2.0])), flat)
+    dot = torch.zeros(2, 1, 224, 224)
+    dot[:, :, 112, 112] = 1.0
+    weak, strong_ = strong.blur(dot, torch.tensor([0.1, 2.0]))[:, 0, 112, 112].tolist()
+    assert weak > 0.99 and strong_ == pytest.approx(1 / (2 * np.pi * 4), rel=0.02)
+
+
+def test_erasing_fills_one_rectangle_of_the_area_asked_for():
+    x = pictures(400, side=32).float()
+    out = strong.erase(x, draws(400, k=5), 0.5)
+    changed = (out != x).any(1)
+    hit = changed.flatten(1).any(1)
+    assert abs(hit.double().mean() - 0.5) < 0.1
+    rows, columns = changed.any(2).sum(1), changed.any(1).sum(1)
+    assert torch.equal(changed.flatten(1).sum(1), rows * columns)
+    part = (rows * columns)[hit] / 32**2
+    assert part.min() > 0.005 and part.max() < 0.4
 
 
 def test_nothing_is_float64():
@@ -191,6 +268,10 @@ def test_nothing_is_float64():
         ("crop_aspect", 0.5),
         ("flip_share", -0.1),
         ("contrast", 2.0),
+        ("three_share", 1.5),
+        ("erase_share", -0.1),
+        ("rand_ops", -1),
+        ("rand_magnitude", 31),
     ],
 )
 def test_augment_refuses_what_it_cannot_do(setting, value):
@@ -252,6 +333,35 @@ def test_the_second_view_is_another_crop_of_the_same_images_and_changes_the_firs
     for batch in toy(two_views=True, augment=mirror).train_dataloader():
         for x, view in zip(batch["x"], batch["view"], strict=True):
             assert torch.allclose(x, view, atol=1e-5) or torch.allclose(x.flip(-1), view, atol=1e-5)
+
+
+def test_local_views_are_small_crops_and_change_the_others_in_nothing():
+    augment = Augment(**BASE)
+    settings = dict(n_local_views=3, local_size=4, local_area=(0.05, 0.1))
+    plain, more = toy(augment=augment), toy(augment=augment, **settings)
+    for one, other in zip(plain.train_dataloader(), more.train_dataloader(), strict=True):
+        assert "local" not in one and torch.equal(one["x"], other["x"])
+        local = other["local"]
+        assert local.shape == (8, 3, 3, 4, 4)
+        assert not torch.equal(local[:, 0], local[:, 1])
+    assert (more.spec.n_local_views, more.spec.local_size) == (3, 4)
+    ramp = torch.arange(64, dtype=torch.uint8).expand(200, 1, 64, 64).clone()
+    seen = augment(ramp, draws(200), side=8, area=(0.05, 0.1))[:, 0, 0]
+    assert (seen.amax(1) - seen.amin(1)).max() < 64 * (0.1 * 1.5) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (dict(n_local_views=-1), "data.n_local_views"),
+        (dict(n_local_views=1, local_size=0), "data.local_size"),
+        (dict(n_local_views=1, local_area=(0.5, 0.1)), "data.local_area"),
+        (dict(n_local_views=1, augment=None), "augment=plain"),
+    ],
+)
+def test_local_views_that_cannot_be_are_refused(setting, words):
+    with pytest.raises(ValueError, match=words):
+        toy(**dict(augment=Augment(**BASE)) | setting)
 
 
 @pytest.mark.parametrize("augment", [None, Augment(**STILL)])
@@ -615,7 +725,17 @@ def test_every_image_set_takes_the_same_keys(name):
     check_keys(cfg, "config")
     assert {
         *("image_size", "batch_size", "effective_batch_size", "n_workers", "augment"),
-        *("two_views", "normalize", "val_share", "test_share", "split_seed", "seed"),
+        *(
+            "n_local_views",
+            "local_size",
+            "local_area",
+            "two_views",
+            "normalize",
+            "val_share",
+            "test_share",
+            "split_seed",
+            "seed",
+        ),
     } <= set(cfg.data)
 
 

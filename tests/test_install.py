@@ -18,6 +18,7 @@ def test_importing_the_package_and_asking_for_help_import_nothing_heavy():
     for code in (
         "import jepa",
         "import jepa.train, jepa.evaluate, jepa.embed, jepa.forecast, jepa.doctor",
+        "import jepa.analyze, jepa.compare, jepa.export",
     ):
         check = f"{code}; import sys; print([m for m in ('torch', 'lightning', 'pandas') if m in sys.modules])"  # fmt: skip  # noqa: E501
         done = subprocess.run(

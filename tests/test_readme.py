@@ -9,14 +9,14 @@ import pytest
 from jepa.config import CONF, check_command_line
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = {"train": "config"} | {
-    name: name for name in ("evaluate", "embed", "forecast", "checkpoint", "doctor", "replay")
-}
+NAMES = "evaluate embed forecast checkpoint doctor replay analyze compare export"
+CONFIGS = {"train": "config"} | {name: name for name in NAMES.split()}
+CONFIGS |= {"sweeps.controller": "config"}
 
 
 def commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.findall(r"python -m jepa\.(\w+)([^`\n]*)", text)
+    found = re.findall(r"python -m jepa\.(?!sweeps\.report)([\w.]+)([^`\n]*)", text)
     return [(command, arguments.split("#")[0]) for command, arguments in found]
 
 

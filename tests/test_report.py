@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -102,3 +103,11 @@ def test_written_reports_read_back_unrounded(tmp_path):
     assert read["controls"]["untrained"]["test/ridge/error"]["value"] is None
     assert "test/ridge/error" in (tmp_path / "report.md").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+
+def test_a_number_that_is_none_does_not_cost_the_report(tmp_path):
+    content = report.new(status="finished", reason="", objective={"name": "e", "value": math.nan})
+    report.write(tmp_path, content | {"metrics": {"val/x": one(-math.inf, 0.1, 0.2)}})
+    read = json.loads((tmp_path / "report.json").read_text())
+    assert read["objective"]["value"] is None
+    assert read["metrics"] == {"val/x": one(None, 0.1, 0.2)}

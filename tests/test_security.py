@@ -360,7 +360,7 @@ def test_trust_takes_packages_of_ones_own(trust):
         packages(trust)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "embed", "forecast"])
+@pytest.mark.parametrize("command", ["evaluate", "embed", "forecast", "export"])
 def test_every_command_that_builds_from_a_run_has_the_key(command, monkeypatch):
     import importlib
 
@@ -378,7 +378,8 @@ def test_every_command_that_builds_from_a_run_has_the_key(command, monkeypatch):
     monkeypatch.setattr("jepa.run.find_checkpoint", lambda *_, **__: Path("x.ckpt"))
     entry = importlib.import_module(f"jepa.{command}")
     with initialize_config_dir(str(CONF), job_name=command):
-        more = ["data.path=README.md"] + (["out=x.npy"] if command == "embed" else [])
+        more = [] if command == "export" else ["data.path=README.md"]
+        more += ["out=x.npy"] if command == "embed" else []
         cfg = compose(command, ["run=x", "trust=[my_package]", *more])
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("jepa.data.readers.check_path", lambda _: None)

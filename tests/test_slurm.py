@@ -1,41 +1,17 @@
 """Runs on a real SLURM: `make slurm-up test-slurm slurm-down`."""
 
 import os
-import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from resume_cases import assert_same_run, last, settings_of
+from slurm_support import ask, end_soon, limit, needs_slurm, starts, until, wake
 from test_interrupt import events
 
 from jepa.directory import how_it_ended
 
-IS_UP = (
-    bool(shutil.which("sinfo"))
-    and not subprocess.run(
-        ["sinfo", "--noheader"], capture_output=True, check=False, timeout=60
-    ).returncode
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.ci,
-    pytest.mark.skipif(not IS_UP, reason="no SLURM answers here: make slurm-up"),
-]
-
-
-def ask(*line):
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
-    assert not done.returncode, (line, done.stderr)
-    return done.stdout.strip()
-
-
-def until(condition, what, log):
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}\n{log.read_text() if log.exists() else ''}"
-        time.sleep(0.1)
+pytestmark = [pytest.mark.slow, pytest.mark.ci, needs_slurm]
 
 
 @pytest.fixture
@@ -61,25 +37,14 @@ def submit(tmp_path):
         subprocess.run(["scancel", job], check=False)
 
 
-def starts(job):
-    found = ask("scontrol", "show", "job", job)
-    return int(found.split("Restarts=")[1].split()[0]), found.split("JobState=")[1].split()[0]
-
-
 def step(run_dir):
     return last(run_dir)["global_step"] if (run_dir / "checkpoints" / "last.ckpt").exists() else 0
-
-
-def wake(job):
-    """A requeued job waits for two minutes; this one need not."""
-    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=False)
 
 
 HOW = {
     "signal": lambda job: ask("scancel", "--signal=USR1", job),
     "scontrol": lambda job: ask("scontrol", "requeue", job),
-    # the warning comes a minute before the end: now
-    "limit": lambda job: ask("scontrol", "update", f"jobid={job}", "timelimit=1"),
+    "limit": end_soon,
 }
 
 
@@ -89,7 +54,7 @@ def requeued(job, how, n, run_dir, log):
     until(lambda: starts(job)[1] == "RUNNING" and step(run_dir) > before, "no step", log)
     HOW[how](job)
     until(lambda: starts(job)[0] == n, f"not requeued by {how}", log)
-    ask("scontrol", "update", f"jobid={job}", "timelimit=30")
+    limit(job, 30)
     until(lambda: starts(job)[1] == "RUNNING" or wake(job), "not started again", log)
 
 

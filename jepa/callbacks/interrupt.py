@@ -139,10 +139,19 @@ class Interrupt(Checkpoint):
         job = requeue.job_of(os.environ)
         if job is None:
             return
-        problem = requeue.requeue(job)
-        record_event(self.run_dir, "requeue", step=step, job=job, problem=problem)
+        limit = requeue.is_limit(job, os.environ)
+        problem = self.too_often() if limit else ""
+        problem = problem or requeue.requeue(job)
+        record_event(self.run_dir, "requeue", step=step, job=job, limit=limit, problem=problem)
         said = f"could not be requeued: {problem}" if problem else "goes back into the queue"
         print(f"SLURM job {job} {said}", flush=True)
+
+    def too_often(self) -> str:
+        """Return why a job at its time limit does not go on; nothing where it does."""
+        allowed = os.environ.get(requeue.TIMEOUTS)
+        events = self.run_dir / "events.jsonl"
+        n = events.read_text(encoding="utf-8").count('"limit": true') if events.exists() else 0
+        return f"it timed out {n + 1} times" if allowed and n >= int(allowed) else ""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop listening; leave now if a signal came during the last validation."""

@@ -5,10 +5,14 @@ A job hears of its end in time with `#SBATCH --signal=USR1@120` and training sta
 it preempts or what `scontrol requeue` asks for.
 """
 
+import re
 import subprocess
 from collections.abc import Mapping
 
 SIGNALS = ("SIGUSR1", "SIGUSR2")  # a warning; SIGTERM means that SLURM has decided already
+TIMEOUTS = "JEPA_MAX_TIMEOUTS"  # how often a job may go on after its time limit; unset: always
+WARNING = "JEPA_WARNING_S"  # seconds before the limit at which SLURM was told to warn
+EARLY_S = 75  # it may warn a minute earlier
 PATIENCE_S = 60
 
 
@@ -17,6 +21,27 @@ def job_of(variables: Mapping[str, str]) -> str | None:
     if "SLURM_ARRAY_JOB_ID" in variables:
         return f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"
     return variables.get("SLURM_JOB_ID")
+
+
+def is_limit(job: str, variables: Mapping[str, str]) -> bool:
+    """Tell whether a warning is that of the time limit; where SLURM does not say, it is."""
+    line = ["squeue", "--noheader", f"--jobs={job}", "--format=%L"]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return True
+    return read_time(done.stdout.strip()) <= float(variables.get(WARNING, 120)) + EARLY_S
+
+
+def read_time(text: str) -> float:
+    """Read SLURM's `[days-][hours:]minutes:seconds`; what is no time is 0, no limit infinite."""
+    if text == "UNLIMITED":
+        return float("inf")
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if found is None:
+        return 0.0
+    days, hours, minutes, seconds = (int(one or 0) for one in found.groups())
+    return 60.0 * (60 * (24 * days + hours) + minutes) + seconds
 
 
 def requeue(job: str) -> str:

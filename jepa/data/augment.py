@@ -1,4 +1,4 @@
-"""Random crops, flips and colours of a whole batch of images at once, on its device.
+"""Random crops, flips, colours and more of a whole batch of images at once, on its device.
 
 Axes: b images, c channels, h and w pixels, s side of the result, k draws of one image.
 """
@@ -10,12 +10,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
+from jepa.data import strong
+from jepa.data.strong import gray
+
 N_DRAWS = 8  # area, aspect, top, left, flip, brightness, contrast, saturation
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class Augment:
-    """A random resized crop and a flip in one bilinear grid sample; then brightness and colours.
+    """A random resized crop and a flip in one bilinear grid sample; then colours, and more.
+
+    The order is: crop and flip, RandAugment, 3-Augment, brightness and colours, erasing.
 
     Args:
         crop_area_low, crop_area_high: part of the image's area that a crop covers, drawn evenly.
@@ -24,6 +28,10 @@ class Augment:
         flip_share: part of the images that are mirrored left to right.
         brightness, contrast, saturation: largest relative change; 0 for none. Saturation does
             nothing to gray images.
+        rand_ops, rand_magnitude: changes of RandAugment for each image, 0 for none, and how strong,
+            0 to 30.
+        three_share: part of the images that become gray, solarised or blurred (3-Augment).
+        erase_share: part of the images in which a rectangle is erased.
 
     Raises:
         ValueError: for a setting outside its range.
@@ -39,6 +47,10 @@ class Augment:
         brightness: float,
         contrast: float,
         saturation: float,
+        rand_ops: int,
+        rand_magnitude: int,
+        three_share: float,
+        erase_share: float,
     ):
         if not 0.0 < crop_area_low <= crop_area_high <= 1.0:
             raise ValueError(
@@ -47,11 +59,20 @@ class Augment:
             )
         if not 1.0 <= crop_aspect < math.inf:
             raise ValueError(f"augment.crop_aspect must be at least 1 (1: square), {crop_aspect=}")
-        if not 0.0 <= flip_share <= 1.0:
-            raise ValueError(f"augment.flip_share must be between 0 and 1, got {flip_share}")
+        shares = {"flip": flip_share, "three": three_share, "erase": erase_share}
+        for name, share in shares.items():
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"augment.{name}_share must be between 0 and 1, got {share}")
+        if rand_ops < 0 or not 0 <= rand_magnitude <= strong.MOST_MAGNITUDE:
+            raise ValueError(
+                "augment.rand_ops must be at least 0, and augment.rand_magnitude between 0 and "
+                f"{strong.MOST_MAGNITUDE}, got {rand_ops=}, {rand_magnitude=}"
+            )
         self.area = (crop_area_low, crop_area_high)
         self.log_aspect = math.log(crop_aspect)
         self.flip_share = flip_share
+        self.rand_ops, self.rand_magnitude = rand_ops, rand_magnitude
+        self.three_share, self.erase_share = three_share, erase_share
         self.jitter = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
         for name, strength in self.jitter.items():
             if not 0.0 <= strength <= 1.0:
@@ -60,20 +81,54 @@ class Augment:
     @property
     def varies(self) -> bool:
         """Tell whether two draws can give different results."""
-        return self.area[0] < 1.0 or 0.0 < self.flip_share < 1.0 or any(self.jitter.values())
+        placed = self.area[0] < 1.0 or 0.0 < self.flip_share < 1.0
+        more = self.rand_ops or self.three_share or self.erase_share
+        return bool(placed or more or any(self.jitter.values()))
 
     def draw(self, n_images: int, generator: Generator) -> Float[Tensor, "b k"]:
-        """Draw what decides the crop, flip and colours of each image, evenly from [0, 1)."""
-        return torch.rand(n_images, N_DRAWS, generator=generator)
+        """Draw what decides what happens to each image, evenly from [0, 1)."""
+        sizes = (N_DRAWS, *self._further())
+        return torch.cat([torch.rand(n_images, n, generator=generator) for n in sizes], dim=1)
 
     def __call__(
-        self, x: UInt8[Tensor, "b c h w"], draws: Float[Tensor, "b k"], *, side: int
+        self,
+        x: UInt8[Tensor, "b c h w"],
+        draws: Float[Tensor, "b k"],
+        *,
+        side: int,
+        area: tuple[float, float] | None = None,
     ) -> Float[Tensor, "b c s s"]:
-        """Apply the draws; values stay in [0, 255]. Equal draws give equal results."""
-        area, aspect, top, left, flip, brightness, contrast, saturation = draws.unbind(1)
-        x = sample(x.float(), self.grid(area, aspect, top, left, flip, side=side))
-        if not any(self.jitter.values()):
-            return x
+        """Apply the draws; values stay in [0, 255]. Equal draws give equal results.
+
+        `area` takes the place of the part of the image that a crop covers.
+        """
+        place, colours = draws[:, :5].unbind(1), draws[:, 5:N_DRAWS].unbind(1)
+        ops, three, erased = draws[:, N_DRAWS:].split(self._further(), dim=1)
+        x = sample(x.float(), self.grid(*place, side=side, area_range=area))
+        if self.rand_ops:
+            x = strong.rand_augment(x, ops, self.rand_magnitude)
+        if self.three_share:
+            x = strong.three_augment(x, three, self.three_share)
+        if any(self.jitter.values()):
+            x = self.recolour(x, *colours)
+        return strong.erase(x, erased, self.erase_share) if self.erase_share else x
+
+    def _further(self) -> list[int]:
+        """Return how many draws RandAugment, 3-Augment and erasing take."""
+        return [
+            strong.DRAWS_OF_OP * self.rand_ops,
+            strong.DRAWS_OF_THREE if self.three_share else 0,
+            strong.DRAWS_OF_ERASE if self.erase_share else 0,
+        ]
+
+    def recolour(
+        self,
+        x: Float[Tensor, "b c s s"],
+        brightness: Float[Tensor, " b"],
+        contrast: Float[Tensor, " b"],
+        saturation: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b c s s"]:
+        """Change brightness, contrast and saturation."""
         x = x * self.factor("brightness", brightness)
         x = blend(x, gray(x).mean((1, 2, 3), keepdim=True), self.factor("contrast", contrast))
         x = blend(x, gray(x), self.factor("saturation", saturation))
@@ -88,9 +143,10 @@ class Augment:
         flip: Float[Tensor, " b"],
         *,
         side: int,
+        area_range: tuple[float, float] | None = None,
     ) -> Float[Tensor, "b s s 2"]:
         """Return where to look for each pixel, as `F.grid_sample` counts: -1 to 1."""
-        low, high = self.area
+        low, high = area_range or self.area
         log_area = (low + (high - low) * area).log()
         # DIFF(Szegedy et al., arXiv:1409.4842): drawn from what fits, instead of drawing
         # until one fits; given the area, this is the same distribution
@@ -115,14 +171,6 @@ class Augment:
 def sample(x: Float[Tensor, "b c h w"], grid: Float[Tensor, "b s s 2"]) -> Float[Tensor, "b c s s"]:
     """Interpolate between pixels; beyond the outermost centres their value goes on."""
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def gray(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Return the brightness of each pixel."""
-    if x.shape[1] == 1:
-        return x
-    red, green, blue = (weight * x[:, [i]] for i, weight in enumerate(_LUMA))
-    return red + green + blue
 
 
 def blend(

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+AHEAD = 4  # batches that samples are told of, the present one among them
+
 
 @runtime_checkable
 class Samples(Protocol):
@@ -30,6 +32,15 @@ class Samples(Protocol):
 
     def to(self, device: torch.device) -> "Samples":
         """Return it on a device."""
+        ...
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """Samples that are quicker if told which ones come next."""
+
+    def expect(self, index: Tensor) -> None:
+        """Get ready for these samples, in this order."""
         ...
 
 
@@ -155,6 +166,8 @@ class Batches:
         order = self._order()
         while self.position < self.n_batches:
             start = self.position * self.batch_size
+            if isinstance(self.rows, Expecting):
+                self.rows.expect(order[start : start + AHEAD * self.batch_size])
             self.position += 1
             batch = self.make(order[start : start + self.batch_size])
             self.seconds += time.perf_counter() - begun

@@ -3,22 +3,29 @@
 Axes: n images, c channels, h pixels high and wide.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from jepa.data.augment import Augment
-from jepa.data.augmented import AugmentedBatches
+from jepa.data.augmented import AugmentedBatches, LocalViews
 from jepa.data.base import DataModule
 from jepa.data.batches import Batches, Samples
+from jepa.data.large import Large
 from jepa.data.pixels import Images, Inputs, ToInput, moments, resize
 from jepa.data.splits import split_rows
 from jepa.spec import ImageSpec
 
 _TEST_SHARE = 0.2
 _VAL_SHARE = 0.1
+_N_MEASURED = 2048  # images that tell mean and deviation of those that stay on the disk
+
+Pixels = Images | Large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,7 @@ class Collection:
         notes: what is to be said once.
     """
 
-    splits: dict[str, Images]
+    splits: Mapping[str, Pixels]
     classes: tuple[str, ...] = ()
     unlabeled: Samples | None = None
     stamp: str = ""
@@ -62,6 +69,8 @@ class ImageData(DataModule):
         n_workers: threads that decode image files. None: one for each core.
         augment: what training images go through. None: nothing.
         two_views: training batches also hold `view`, another augmentation of the same images.
+        n_local_views, local_size, local_area: training batches also hold `local`, so many small
+            crops of each image: their side, and least and largest part of the image they cover.
         normalize: subtract mean and divide by standard deviation of the training images, channel
             by channel; otherwise inputs are in [0, 1].
         val_share, test_share: parts of the images that come without such a split, 0 for no split.
@@ -81,6 +90,9 @@ class ImageData(DataModule):
         n_workers: int | None = None,
         augment: Augment | None = None,
         two_views: bool = False,
+        n_local_views: int = 0,
+        local_size: int = 96,
+        local_area: Sequence[float] = (0.05, 0.3),
         normalize: bool = True,
         val_share: float | int | None = None,
         test_share: float | int | None = None,
@@ -94,15 +106,14 @@ class ImageData(DataModule):
             raise ValueError(f"data.image_size must be at least 1, got {image_size}")
         if n_workers is not None and n_workers < 1:
             raise ValueError(f"data.n_workers must be at least 1, or null, got {n_workers}")
-        if two_views and (augment is None or not augment.varies):
-            raise ValueError(
-                "data.two_views=true gives a second augmentation of the same images, but none is "
-                "drawn: take augment=plain, or data.two_views=false"
-            )
+        check_views(augment, two_views, n_local_views, local_size, local_area)
         self.image_size = image_size
         self.n_workers = n_workers
         self.augment = augment
         self.two_views = two_views
+        low, high = local_area
+        local = LocalViews(n_local_views, local_size, (low, high))
+        self.local = local if n_local_views else None
         self.normalize = normalize
         self.shares = {"test": test_share, "val": val_share}
         self.split_seed = split_seed
@@ -125,8 +136,9 @@ class ImageData(DataModule):
             return
         images = self.collect()
         train = images.splits["train"]
-        mean, std = moments(train.x)
-        n_channels = train.x.shape[1]
+        measured = some_of(train)
+        mean, std = moments(measured)
+        n_channels = measured.shape[1]
         self.spec = ImageSpec(
             n_channels=n_channels,
             height=self.image_size,
@@ -136,6 +148,8 @@ class ImageData(DataModule):
             task={0: "none", 2: "binary"}.get(len(images.classes), "multiclass"),
             classes=images.classes,
             two_views=self.two_views,
+            n_local_views=self.local.n if self.local else 0,
+            local_size=self.local.side if self.local else 0,
         )
         subtract, divide = (mean, std) if self.normalize else ([0.0] * 3, [1.0] * 3)
         to_input = ToInput(
@@ -155,11 +169,12 @@ class ImageData(DataModule):
         images = self.load()
         self._check_card(images)
         images = replace(images, splits=self._split(images.splits))
-        side = min(self.image_size, images.splits["train"].x.shape[-1])
-        small = {name: Images(resize(p.x, side), p.y) for name, p in images.splits.items()}
+        train = images.splits["train"]
+        side = min(self.image_size, train.x.shape[-1]) if isinstance(train, Images) else 0
+        small = {name: shrunk(part, side) for name, part in images.splits.items()}
         more = images.unlabeled
         if isinstance(more, Images):
-            more = Images(resize(more.x, side), more.y)
+            more = shrunk(more, side)
         return replace(images, splits=small, unlabeled=more)
 
     def training_images(self) -> Samples:
@@ -186,6 +201,7 @@ class ImageData(DataModule):
             augment=self.augment,
             to_input=self.to_input,
             two_views=self.two_views,
+            local=self.local,
             seed=self.seed,
             group=1 if trainer is None else trainer.accumulate_grad_batches,
             reshuffle=trainer is None or not trainer.overfit_batches,  # pyright: ignore
@@ -197,7 +213,8 @@ class ImageData(DataModule):
         pixels = self.splits["train"].pixels.take(torch.zeros(1, dtype=torch.long))["x"]
         n_channels, side = pixels.shape[1:3]
         stamp = f" ({self.stamp})" if self.stamp else ""
-        stored = "" if side == self.image_size else f", enlarged from {side} x {side}"
+        word = "enlarged from" if side < self.image_size else "cut from"
+        stored = "" if side == self.image_size else f", {word} {side} x {side}"
         counts = [f"{name} {len(part):,}" for name, part in self.splits.items()]
         if self.unlabeled is not None:
             counts.append(f"pretraining without labels {len(self.unlabeled):,}")
@@ -218,7 +235,7 @@ class ImageData(DataModule):
             "n_images": {name: len(part) for name, part in images.splits.items()},
         }
 
-    def _split(self, splits: dict[str, Images]) -> dict[str, Images]:
+    def _split(self, splits: Mapping[str, Pixels]) -> Mapping[str, Pixels]:
         default = {"test": _TEST_SHARE if list(splits) == ["train"] else 0.0, "val": _VAL_SHARE}
         shares = {}
         for name, share in self.shares.items():
@@ -235,14 +252,14 @@ class ImageData(DataModule):
         labels = None if whole.y is None else whole.y.numpy()
         parts = split_rows(len(whole), shares, labels=labels, seed=self.split_seed)
         drawn = {name: pick(whole, rows) for name, rows in parts.items()}
-        every = splits | drawn
+        every = dict(splits) | drawn
         return {name: every[name] for name in ("train", "val", "test") if name in every}
 
     def _check_card(self, images: Collection) -> None:
         if self.card is None:
             return
         counts = {name: len(part) for name, part in images.splits.items()}
-        shapes = {tuple(part.x.shape[1:]) for part in images.splits.values()}
+        shapes = {tuple(p.x.shape[1:]) for p in images.splits.values() if isinstance(p, Images)}
         found = (counts, shapes, images.classes)
         if found != (self.card.images, {self.card.shape}, self.card.classes):
             raise ValueError(
@@ -253,7 +270,47 @@ class ImageData(DataModule):
             )
 
 
-def pick(images: Images, rows: np.ndarray) -> Images:
+def check_views(
+    augment: Augment | None, two_views: bool, n_local: int, side: int, area: Sequence[float]
+) -> None:
+    """Refuse further views of an image that would show nothing else.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if two_views and (augment is None or not augment.varies):
+        raise ValueError(
+            "data.two_views=true gives a second augmentation of the same images, but none is "
+            "drawn: take augment=plain, or data.two_views=false"
+        )
+    if n_local < 0 or side < 1 or len(area) != 2 or not 0.0 < area[0] <= area[1] <= 1.0:
+        raise ValueError(
+            "data.n_local_views must be at least 0, data.local_size at least 1, and "
+            "data.local_area=[low,high] with 0 < low <= high <= 1, got "
+            f"data.n_local_views={n_local} data.local_size={side} data.local_area={list(area)}"
+        )
+    if n_local and augment is None:
+        raise ValueError(
+            f"data.n_local_views={n_local} are crops, but augment is null: take augment=plain"
+        )
+
+
+def shrunk(images: Pixels, side: int) -> Pixels:
+    """Return the images resized, where they are in memory."""
+    return Images(resize(images.x, side), images.y) if isinstance(images, Images) else images
+
+
+def some_of(images: Pixels) -> UInt8[Tensor, "m c h h"]:
+    """Return the pixels of all images, or of evenly spaced ones where they stay on the disk."""
+    if isinstance(images, Images):
+        return images.x
+    index = torch.linspace(0, len(images) - 1, min(_N_MEASURED, len(images))).round().long()
+    return images.take(index)["x"]
+
+
+def pick(images: Pixels, rows: np.ndarray) -> Pixels:
     """Return some of the images."""
+    if isinstance(images, Large):
+        return images.pick(rows)
     index = torch.from_numpy(rows)
     return Images(images.x[index], None if images.y is None else images.y[index])

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from jepa.data.images import Collection, ImageData
+from jepa.data.images import Collection, ImageData, Pixels
 from jepa.data.pixels import Images, Slots, resize
 
 
@@ -55,7 +55,9 @@ class Mixture(ImageData):
         n_channels = max(pool.x.shape[1] for pool in pools.values())
         whole = torch.cat([alike(pool, side, n_channels).x for pool in pools.values()])
         slots = fill_slots([len(pool) for pool in pools.values()], list(self.weights.values()))
-        splits = {name: alike(part, side, n_channels) for name, part in first.splits.items()}
+        splits = {
+            name: alike(in_memory(part), side, n_channels) for name, part in first.splits.items()
+        }
         stamps = [f"{name}: {one.stamp}" for name, one in members.items() if one.stamp]
         shares = ", ".join(
             f"{w / sum(self.weights.values()):.3g} {name}" for name, w in self.weights.items()
@@ -73,7 +75,18 @@ class Mixture(ImageData):
         """Return what this set pretrains on."""
         if isinstance(one.unlabeled, Images):
             return one.unlabeled
-        return one.splits["train"]
+        return in_memory(one.splits["train"])
+
+
+def in_memory(images: Pixels) -> Images:
+    """Refuse images that stay on the disk.
+
+    Raises:
+        ValueError: then.
+    """
+    if not isinstance(images, Images):
+        raise ValueError("data.sets holds a set that stays on the disk: give it storage=memory")
+    return images
 
 
 def alike(images: Images, side: int, n_channels: int) -> Images:

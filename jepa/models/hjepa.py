@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from jepa.models.hjepa_checks import check_spec, check_views
+from jepa.models.hjepa_checks import check_local, check_spec, check_views
 from jepa.models.hjepa_codes import LAST, OWN, embed_each, parts_of, representations
 from jepa.models.hjepa_looks import Looks, look
 from jepa.models.hjepa_weights import transfer
@@ -76,9 +76,12 @@ class HJEPA(L.LightningModule):
             context's code and the teacher's (SimCLR, arXiv:2002.05709).
         second_view: the teacher's code of the invariance and contrastive terms is of the batch's
             `view`, another augmentation of the same images.
+        local_weight: of all these terms once more, between each of the batch's small `local` crops
+            and the teacher's code, averaged over the crops (multi-crop, SwAV, arXiv:2006.09882).
         sigreg, n_slices: weight of SIGReg (LeJEPA, arXiv:2511.08544), and its directions.
         projector_width: of the codes that these terms act on.
         momentum, momentum_end: of the slow copy, linear in the step.
+        momentum_warmup_share: part of all steps for which it stays at its start before.
         warmup_share: part of all steps spent warming up the learning rate.
         final_lr_share: part of the learning rate left at the last step, along a cosine.
         weight_decay_end: where a cosine takes the optimizer's weight decay; None keeps it.
@@ -128,11 +131,13 @@ class HJEPA(L.LightningModule):
         nt_xent: float,
         nt_xent_temperature: float,
         second_view: bool,
+        local_weight: float,
         sigreg: float,
         n_slices: int,
         projector_width: int,
         momentum: float,
         momentum_end: float,
+        momentum_warmup_share: float,
         warmup_share: float,
         final_lr_share: float,
         weight_decay_end: float | None,
@@ -146,6 +151,7 @@ class HJEPA(L.LightningModule):
             ("drop_path", drop_path),
             ("momentum", momentum),
             ("momentum_end", momentum_end),
+            ("momentum_warmup_share", momentum_warmup_share),
             ("warmup_share", warmup_share),
             ("final_lr_share", final_lr_share),
         ):
@@ -173,6 +179,7 @@ class HJEPA(L.LightningModule):
         )
         self.spec, self.seed, self.masking, self.width = spec, seed, masking, width
         self.momentum, self.momentum_end = momentum, momentum_end
+        self.momentum_warmup_share = momentum_warmup_share
         self.distance = LOSSES[loss]
         self.warmup_share, self.final_lr_share = warmup_share, final_lr_share
         self.weight_decay_end = weight_decay_end
@@ -221,7 +228,8 @@ class HJEPA(L.LightningModule):
             n_slices=n_slices,
         )
         check_views(spec, second_view=second_view, compares=self.terms.compares)
-        self.second_view = second_view
+        check_local(spec, local_weight=local_weight, compares=self.terms.compares, patch=patch)
+        self.second_view, self.local_weight = second_view, local_weight
         self.teacher = Teacher(self.encoder)
         self.val_loss = MeanMetric()
         self.total_steps = 0  # known when fitting starts
@@ -281,10 +289,17 @@ class HJEPA(L.LightningModule):
         return self.masking.draw(len(x), grid, counts=counts, places=places).to(x.device)
 
     def loss(self, x: Float[Tensor, "b c y x"], blocks: Blocks | None = None) -> Float[Tensor, ""]:
-        """Return the whole training loss; by default under the masks of the first step."""
+        """Return the whole training loss; by default under the masks of the first step.
+
+        Shrunk copies of the images stand in for their local views.
+        """
         if blocks is None:
             blocks = self.masks(x, self.seed, 0, 0)
-        return self.parts(x, blocks, key=(self.seed, 0, 0))["loss"]
+        local = None
+        if self.local_weight:
+            side, n = self.spec.local_size, self.spec.n_local_views
+            local = F.interpolate(x, (side, side))[:, None].expand(-1, n, -1, -1, -1)
+        return self.parts(x, blocks, key=(self.seed, 0, 0), local=local)["loss"]
 
     def parts(
         self,
@@ -293,6 +308,7 @@ class HJEPA(L.LightningModule):
         *,
         key: tuple[int, ...],
         view: Float[Tensor, "b c y x"] | None = None,
+        local: Float[Tensor, "b v c s s"] | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss, its parts by name, and what else is worth a record.
 
@@ -301,6 +317,7 @@ class HJEPA(L.LightningModule):
             blocks: what is visible and what is predicted.
             key: decides the directions of SIGReg.
             view: what the teacher sees for the comparing terms; None for `x`.
+            local: small crops of the images; None for none.
         """
         context = self.encoder(x, blocks.context)
         hidden = self._teach(x)
@@ -308,10 +325,23 @@ class HJEPA(L.LightningModule):
         parts = {f"loss_level_{level}": error for level, error in enumerate(errors)}
         loss = self.levels.weigh(errors)
         if self.terms.weights:
-            other = hidden[-1] if view is None else self.teacher(view)
-            loss_of_codes, values = self.terms(context.mean(1), other.mean(1), key)
+            other = (hidden[-1] if view is None else self.teacher(view)).mean(1)
+            loss_of_codes, values = self.terms(context.mean(1), other, key)
             loss, parts = loss + loss_of_codes, parts | values
+            if local is not None:
+                parts["local"] = self._local(local, other, key)
+                loss = loss + self.local_weight * parts["local"]
         return {"loss": loss, **parts}
+
+    def _local(
+        self, local: Float[Tensor, "b v c s s"], other: Float[Tensor, "b d"], key: tuple[int, ...]
+    ) -> Float[Tensor, ""]:
+        """Return the terms between the codes of small crops, all patches seen, and the teacher's.
+
+        All crops go through the encoder at once, and each view through the terms on its own.
+        """
+        codes = self.encoder(local.flatten(0, 1)).mean(1).unflatten(0, local.shape[:2])
+        return torch.stack([self.terms(one, other, key)[0] for one in codes.unbind(1)]).mean()
 
     def error(self, x: Float[Tensor, "b c y x"], blocks: Blocks) -> Float[Tensor, ""]:
         """Return the weighted error of prediction alone."""
@@ -341,8 +371,9 @@ class HJEPA(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Log every part and return the loss."""
         x, view = batch["x"], batch["view"] if self.second_view else None
+        local = batch["local"] if self.local_weight else None
         key = (self.seed, self.current_epoch, batch_idx)
-        parts = self.parts(x, self.masks(x, *key), key=key, view=view)
+        parts = self.parts(x, self.masks(x, *key), key=key, view=view, local=local)
         for name, value in parts.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss")
         return parts["loss"]
@@ -366,7 +397,13 @@ class HJEPA(L.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if not has_gradients(optimizer):
             return  # nothing was stepped
-        momentum = linear(step, total=self.total_steps, start=self.momentum, end=self.momentum_end)
+        momentum = linear(
+            step,
+            total=self.total_steps,
+            start=self.momentum,
+            end=self.momentum_end,
+            hold=round(self.momentum_warmup_share * self.total_steps),
+        )
         self.teacher.update(self.encoder, momentum)
         self.terms.update(momentum)
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]

@@ -122,9 +122,9 @@ class PatchTST(SeriesModel):
             codes = self.encoder(patches)
         pooled = self.pooled(codes)
         if self.binary:
-            return self.head(pooled.reshape(len(x), -1))
+            return self.head(pooled.reshape(x.shape[0], -1))
         # one row holds one channel, or all of them: the same numbers in the same order
-        raw = self.head(pooled).reshape(len(x), self.spec.n_channels, self.spec.horizon, -1)
+        raw = self.head(pooled).reshape(x.shape[0], self.spec.n_channels, self.spec.horizon, -1)
         if self.quantiles:
             raw = ordered(raw, self.quantiles.index(0.5))
         return restore(raw, location[..., None], scale[..., None])

@@ -219,7 +219,7 @@ class SeriesModel(L.LightningModule):
         taken_out = torch.stack([location, scale]).squeeze(-1)  # [2, b, c]
         columns = taken_out.permute(1, 0, 2) if self.encoder.mixed else taken_out.permute(1, 2, 0)
         codes = self.pooled(self.code(self.encoder.cut(z)))
-        return torch.cat([codes, columns.reshape(len(codes), -1)], dim=1)
+        return torch.cat([codes, columns.reshape(codes.shape[0], -1)], dim=1)
 
     def code(self, patches: Float[Tensor, "r n p"]) -> Float[Tensor, "r n d"]:
         """Code patches as a probe is to see them."""

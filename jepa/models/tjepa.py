@@ -83,7 +83,7 @@ class RowEncoder(nn.Module):
         """
         tokens = self.tokenizer(x, visible)
         if self.reg is not None:
-            tokens = torch.cat([self.reg.expand(len(x), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.reg.expand(x.shape[0], -1, -1), tokens], dim=1)
         return self.trunk(tokens, None if only is None else only + self.n_reg)
 
 

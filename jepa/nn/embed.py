@@ -173,7 +173,7 @@ class ColumnTokenizer(nn.Module):
         """Tokenize all columns, or `only` those asked for."""
         column = only
         if column is None:
-            column = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+            column = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         else:
             x = x.gather(1, column)
         known = x.isfinite()

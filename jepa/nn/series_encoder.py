@@ -177,7 +177,8 @@ class PatchBlock(nn.Module):
 
         `n_numbers` is how many a row needs at once.
         """
-        if torch.is_grad_enabled() and not self.recompute:
+        whole = torch.is_grad_enabled() and not self.recompute
+        if whole or torch.compiler.is_exporting():  # a trace would hold every slice
             return branch(*rows)
         return by_slices(branch, rows, net=self, size=max(1, IN_CACHE // n_numbers))
 

@@ -1,10 +1,13 @@
 """The loop of a sweep: a finished trial is told and replaced at once; none can end the rest."""
 
+import errno
 import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +52,7 @@ class Settings:
         max_retries: of a trial that the machine failed, not the trial itself.
         extender: adds to a trial's values, or changes them (`custom_search_space`).
         config: of the sweep, for the extender.
+        refuse: tells from a trial's overrides why it cannot run; nothing where it can.
     """
 
     n_trials: int
@@ -57,6 +61,7 @@ class Settings:
     max_retries: int
     extender: Any = None
     config: Any = None
+    refuse: Callable[[list[str]], str] | None = None
 
 
 @dataclass
@@ -72,6 +77,7 @@ class Sweep:
         settings: of the command.
         told: called after every trial that was told.
         shown: called at every turn of the loop, with what is in flight.
+        adopt: returns the job of a directory, if it outlives its driver; None: no job does.
     """
 
     study: "optuna.Study"
@@ -82,6 +88,7 @@ class Sweep:
     settings: Settings
     told: Callable[["optuna.Trial", Outcome], None]
     shown: Callable[[list[Flight]], None]
+    adopt: Callable[[Path], Job | None] | None = None
     flights: list[Flight] = field(default_factory=list)
     look_again: float = 0.0  # for trials that another driver lost
     heard: int = 0  # a signal's number, or a key of ASKED; 0 for nothing
@@ -97,6 +104,7 @@ class Sweep:
         terminal.open()
         try:
             with studies.alone(self.folder):
+                self.take_over()
                 for number in studies.repair(self.study, self.folder, self.driver):
                     print(f"trial {number}: its driver died; it is run again", flush=True)
             while (self.fill() or self.flights) and not self.heard:
@@ -111,6 +119,21 @@ class Sweep:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.driver.close()
+
+    def take_over(self) -> None:
+        """Look after the jobs that outlived their driver."""
+        import optuna
+
+        for old in studies.orphans(self.study, self.driver) if self.adopt else ():
+            assert self.adopt is not None
+            job = self.adopt(self.folder / str(old.number))
+            if job is None:
+                continue
+            trial = optuna.trial.Trial(self.study, old._trial_id)
+            trial.set_user_attr("driver", self.driver.name)
+            started = time.monotonic() - (datetime.now() - old.datetime_start).total_seconds()
+            self.flights.append(Flight(trial, job, started, len(old.intermediate_values)))
+            print(f"trial {old.number}: its driver died, its job goes on", flush=True)
 
     def listen(self) -> dict[int, Any]:
         """Note signals from now on; a second Ctrl-C ends everything at once."""
@@ -152,14 +175,19 @@ class Sweep:
         return bool(self.flights)
 
     def launch(self, trial: "optuna.Trial") -> None:
-        """Start one trial; what the machine cannot start is tried again later."""
+        """Start one trial, if it can run; what the machine cannot start is tried again later."""
         overrides = list(self.space.overrides(trial.params))
         trial.set_user_attr("overrides", overrides)
+        if self.settings.refuse and (reason := self.settings.refuse(overrides)):
+            self.tell(trial, Outcome("pruned", f"not started: {reason}"), 0.0)
+            return
         if (checkpoint := trial.user_attrs.get("resume")) and Path(checkpoint).exists():
             overrides.append(f"resume={checkpoint}")
         try:
             job = self.start(overrides, self.folder / str(trial.number))
-        except OSError as error:  # no process, no disk: not the trial's doing
+        except OSError as error:  # no process to be had: not the trial's doing
+            if error.errno == errno.ENOSPC:
+                raise  # nor would the next trial start; this one goes on with the next command
             self.tell(trial, Outcome("failed", f"could not be started: {error}", lost=True), 0.0)
             return
         self.flights.append(Flight(trial, job, time.monotonic()))
@@ -193,26 +221,12 @@ class Sweep:
 
     def tell(self, trial: "optuna.Trial", outcome: Outcome, seconds: float) -> None:
         """Tell the study how a trial ended; enqueue again what is not to blame."""
-        from optuna.samplers import GridSampler
-        from optuna.trial import TrialState
-
-        trial.set_user_attr("seconds", round(seconds, 3))
         if outcome.lost and trial.user_attrs.get("retries", 0) < self.settings.max_retries:
+            trial.set_user_attr("seconds", round(seconds, 3))
             trial.set_user_attr("retries", trial.user_attrs.get("retries", 0) + 1)
             studies.give_up(self.study, frozen(trial), outcome.reason, self.folder)
         else:
-            trial.set_user_attr("ended", outcome.reason)
-            states = {
-                "complete": TrialState.COMPLETE,
-                "pruned": TrialState.PRUNED,
-                "failed": TrialState.FAIL,
-            }
-            values = list(outcome.values) if outcome.state == "complete" else None
-            try:
-                self.study.tell(trial, values, state=states[outcome.state])
-            except RuntimeError:  # a grid stops a loop of Optuna's at its end; this one is ours
-                if not isinstance(self.study.sampler, GridSampler):
-                    raise
+            studies.tell(self.study, frozen(trial), outcome, seconds)
         self.told(trial, outcome)
 
     def refuse_to_fail(self) -> None:
@@ -230,7 +244,14 @@ class Sweep:
             )
 
     def leave(self) -> None:
-        """Let what is still in flight write its checkpoint; it goes on with the next command."""
+        """Let what is still in flight write its checkpoint; it goes on with the next command.
+
+        After SIGTERM, jobs that outlive their driver do, and the next one looks after them.
+        """
+        from optuna.exceptions import StorageInternalError
+
+        if self.adopt and self.heard == signal.SIGTERM:
+            return
         for flight in self.flights:
             flight.job.stop()
         while self.flights:
@@ -239,15 +260,20 @@ class Sweep:
                 if outcome is None:
                     continue
                 self.flights.remove(flight)
-                seconds = time.monotonic() - flight.started
-                if outcome.state == "complete" or flight.pruned:
-                    ended = Outcome("pruned", flight.pruned) if flight.pruned else outcome
-                    self.tell(flight.trial, ended, seconds)
-                else:
-                    flight.trial.set_user_attr("seconds", round(seconds, 3))
-                    why = "the sweep was stopped"
-                    studies.give_up(self.study, frozen(flight.trial), why, self.folder)
+                with suppress(OSError, StorageInternalError):  # the next command repairs it
+                    self.part(flight, outcome)
             time.sleep(POLL_S)
+
+    def part(self, flight: Flight, outcome: Outcome) -> None:
+        """Tell what came to its end all the same; enqueue again what was stopped on its way."""
+        seconds = time.monotonic() - flight.started
+        if outcome.state == "complete" or flight.pruned:
+            ended = Outcome("pruned", flight.pruned) if flight.pruned else outcome
+            self.tell(flight.trial, ended, seconds)
+        else:
+            flight.trial.set_user_attr("seconds", round(seconds, 3))
+            why = "the sweep was stopped"
+            studies.give_up(self.study, frozen(flight.trial), why, self.folder)
 
 
 def frozen(trial: "optuna.Trial") -> Any:

@@ -20,13 +20,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from jepa.config import UserError
 from jepa.sweeps.outcome import LOG, Outcome, failed, read_outcome
 from jepa.sweeps.trial_files import last_sign
 
 ALIVE = "alive.lock"  # held by the process of a trial as long as it lives
 OUTCOME = "+hydra.callbacks.outcome._target_=jepa.sweeps.outcome.RecordOutcome"
 POLL_S = 0.05
-GRACE_S = 120.0  # to write a checkpoint after SIGTERM
 
 
 @runtime_checkable
@@ -55,7 +55,8 @@ class LocalJob:
         command: what to run.
         directory: of the trial; gets the log, and the lock that is held while the process lives.
         variables: of its environment.
-        timeout_s, stall_s: it is killed after so long, or so long after its last sign of life.
+        timeout_s, stall_s: it is ended after so long, or so long after its last sign of life.
+        grace_s: it has so long to write a checkpoint and leave, then it is killed.
         n_objectives: how many values it is to return.
     """
 
@@ -67,11 +68,12 @@ class LocalJob:
         variables: Mapping[str, str],
         timeout_s: float,
         stall_s: float,
+        grace_s: float,
         n_objectives: int,
     ):
         directory.mkdir(parents=True)  # never used before, or it raises
         self.directory, self.n_objectives = directory, n_objectives
-        self.timeout_s, self.stall_s = timeout_s, stall_s
+        self.timeout_s, self.stall_s, self.grace_s = timeout_s, stall_s, grace_s
         self.started, self.told, self.reason = time.time(), float("inf"), ""
         with (directory / ALIVE).open("w") as lock, (directory / LOG).open("w") as log:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -96,7 +98,7 @@ class LocalJob:
             return read_outcome(self.directory, code, n_objectives=self.n_objectives)
         now = time.time()
         quiet = now - max(self.started, last_sign(self.directory))
-        if now - self.told > GRACE_S:
+        if now - self.told > self.grace_s:
             self.kill()
         elif now - self.started > self.timeout_s and not self.reason:
             self.end(f"timed out after {self.timeout_s / 60:g} min")
@@ -124,8 +126,9 @@ class LocalLauncher(Launcher):
 
     Args:
         n_jobs: at a time, of a grid; None: one. A sweep by Optuna has `hydra.sweeper.n_jobs`.
-        timeout_min: after so many minutes a job is killed.
+        timeout_min: after so many minutes a job is ended.
         stall_min: so many minutes after its last step, or line of output, likewise.
+        grace_s: seconds that it then has to write a checkpoint and leave, before it is killed.
         pause_s: seconds between the end of a job and the start of the next.
         min_free_gb: a job waits until so much memory is free.
         variables: of the jobs' environment.
@@ -142,6 +145,7 @@ class LocalLauncher(Launcher):
         n_jobs: int | None = None,
         timeout_min: float | int = 360,
         stall_min: float | int = 30,
+        grace_s: float | int = 120,
         pause_s: float | int = 0,
         min_free_gb: float | int = 0,
         variables: Mapping[str, str] | None = None,
@@ -153,17 +157,17 @@ class LocalLauncher(Launcher):
                 raise ValueError(f"hydra.launcher.{name} must be positive, got {value}")
         if n_jobs is not None and n_jobs < 1:
             raise ValueError(f"hydra.launcher.n_jobs must be at least 1, or null, got {n_jobs}")
-        if pause_s < 0 or min_free_gb < 0:
+        if min(pause_s, min_free_gb, grace_s) < 0:
             raise ValueError(
-                "hydra.launcher.pause_s and min_free_gb must be at least 0, "
-                f"got {pause_s=}, {min_free_gb=}"
+                "hydra.launcher.pause_s, min_free_gb and grace_s must be at least 0, "
+                f"got {pause_s=}, {min_free_gb=}, {grace_s=}"
             )
         self.n_jobs = n_jobs or 1
         self.timeout_s, self.stall_s = 60.0 * timeout_min, 60.0 * stall_min
-        self.pause_s, self.min_free = pause_s, min_free_gb * 2**30
+        self.grace_s, self.pause_s, self.min_free = grace_s, pause_s, min_free_gb * 2**30
         self.variables, self.overrides = dict(variables or {}), list(overrides)
         self.command = list(command) if command else None
-        self.n_objectives = 1
+        self.n_objectives, self.shown = 1, False
         self.ended = -float("inf")
         self.config: DictConfig | None = None
 
@@ -185,13 +189,19 @@ class LocalLauncher(Launcher):
         """
         threads = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
         shared = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+        variables = shared | self.variables
+        if not self.shown:
+            self.shown = True
+            words = [f"{name}={value}" for name, value in variables.items()]
+            print("jobs run with", *words, *self.overrides, flush=True)
         where = f"hydra.run.dir={quoted(str(directory))}"
         return LocalJob(
             [*(self.command or own_command()), *overrides, *self.overrides, where, OUTCOME],
             directory,
-            variables=shared | self.variables,
+            variables=variables,
             timeout_s=self.timeout_s,
             stall_s=self.stall_s,
+            grace_s=self.grace_s,
             n_objectives=self.n_objectives,
         )
 
@@ -231,7 +241,7 @@ def returned(outcome: Outcome, overrides: Sequence[str], directory: Path) -> Job
         overrides=list(overrides),
         working_dir=str(directory),
         status=JobStatus.COMPLETED if complete else JobStatus.FAILED,
-        _return_value=value if complete else RuntimeError(outcome.reason),
+        _return_value=value if complete else UserError(f"{directory.name}: {outcome.reason}"),
     )
 
 

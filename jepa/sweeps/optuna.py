@@ -7,11 +7,12 @@ batches, knows no pruned trial, and ends with the first error.
 
 import functools
 import logging
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,10 @@ from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf, TPESamp
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import OmegaConf
 
-from jepa.sweeps import local
+from jepa.config import UserError
+from jepa.sweeps import local, slurm
 from jepa.sweeps.driver import ASKED, Settings, Sweep
+from jepa.sweeps.feasible import Checker
 from jepa.sweeps.in_process import InProcess
 from jepa.sweeps.report import record, summarize, write_all, write_tables
 from jepa.sweeps.space import Space, read_space
@@ -57,10 +60,12 @@ class SearchSpaceSweeper(OptunaSweeper):
 
         Raises:
             ValueError: if there is nothing to search; Optuna would repeat one run n times.
-            UserError: if the study cannot be opened, or is of another space.
+            UserError: if the study cannot be opened, is of another space, or cannot be written.
             PlanError: if every trial was pruned, as none fits.
             RuntimeError: if too many trials failed.
         """
+        from optuna.exceptions import StorageInternalError
+
         plugin = self.sweeper
         config = plugin.config
         assert config is not None  # set up before a sweep starts
@@ -81,7 +86,14 @@ class SearchSpaceSweeper(OptunaSweeper):
             name=study.study_name,
             command=getattr(launcher, "command", None) or local.own_command(),
         )
-        with Screen(study, n_trials=plugin.n_trials, n_jobs=plugin.n_jobs) as screen:
+        here = isinstance(launcher, local.LocalLauncher)
+        n_jobs = 1 if isinstance(launcher, InProcess) else plugin.n_jobs
+        checker = Checker(n_jobs=n_jobs if here else None)
+        is_ours = OmegaConf.select(config, "model._target_") is not None
+        with (
+            Screen(study, n_trials=plugin.n_trials, n_jobs=n_jobs) as screen,
+            closing(checker),
+        ):
             pages = Pages(study, folder)
 
             def told(trial: Any, outcome: Any) -> None:
@@ -96,17 +108,21 @@ class SearchSpaceSweeper(OptunaSweeper):
                 folder,
                 Settings(
                     n_trials=plugin.n_trials,
-                    n_jobs=plugin.n_jobs if isinstance(launcher, local.LocalLauncher) else 1,
+                    n_jobs=n_jobs,
                     max_failure_rate=plugin.max_failure_rate,
                     max_retries=self.max_retries,
                     extender=plugin.custom_search_space_extender,
                     config=config,
+                    refuse=checker.refuse if is_ours else None,
                 ),
                 told,
                 screen.show,
+                getattr(launcher, "adopt", None),
             )
             try:
                 sweep.run()
+            except StorageInternalError as error:
+                raise UserError(unwritable(plugin.storage, folder, error)) from error
             finally:
                 pages.finish()
         leave_if_asked(sweep.heard)
@@ -161,6 +177,9 @@ class SearchSpaceSweeper(OptunaSweeper):
         assert config is not None and plugin.launcher is not None  # set up before a sweep starts
         launcher = plugin.launcher
         asked = [one for one in config.hydra.overrides.hydra if "launcher" in one]
+        if isinstance(launcher, slurm.SlurmLauncher):
+            launcher.n_objectives = n_objectives
+            return launcher
         if not isinstance(launcher, local.LocalLauncher):
             if asked or type(launcher).__name__ != "BasicLauncher":
                 return InProcess(launcher, n_objectives=n_objectives)
@@ -195,6 +214,17 @@ class Pages:
             self.drawing.wait()
         with suppress(OSError):
             write_all(self.study, self.folder)
+
+
+def unwritable(storage: str | None, folder: Path, error: BaseException) -> str:
+    """Word the end of a sweep whose study can be written no more."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    free = shutil.disk_usage(folder).free / 2**20
+    return (
+        f"the study in {storage or folder} cannot be written: {error} ({free:.0f} MiB are free in "
+        f"{folder}); mend that, and the same command goes on: what was told is kept"
+    )
 
 
 def leave_if_asked(heard: int) -> None:
@@ -289,6 +319,7 @@ def register() -> None:
     """
     Plugins.instance().register(SearchSpaceSweeper)
     local.register()
+    slurm.register()
     nodes = {
         ("hydra/sweeper", "optuna"): SearchSpaceSweeperConf,
         ("hydra/sweeper/sampler", "tpe"): SeededTPEConf,

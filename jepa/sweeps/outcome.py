@@ -12,10 +12,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from jepa.directory import is_first_rank
 from jepa.report import write_text
 
 RESULT, LOG = "result.json", "output.log"
-OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
+# kinds of errors, and what torch says on the CPU
+OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError", "can't allocate memory")
 
 
 class RecordOutcome(Callback):
@@ -23,12 +25,16 @@ class RecordOutcome(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Hydra calls this however the task ended, short of the end of its process."""
+        if not is_first_rank():
+            return  # only the first process of a run returns its value
         content: dict[str, Any] = {"value": None, "kind": None, "error": None}
         if job_return.status == JobStatus.COMPLETED:
             value = job_return.return_value
             content["value"] = list(value) if isinstance(value, list | tuple) else value
         else:
             error = job_return._return_value
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                return  # it was asked to leave, and may go on: its exit code says so
             content |= {"kind": type(error).__name__, "error": str(error)}
         path = Path(config.hydra.runtime.output_dir) / RESULT
         write_text(path, json.dumps(content, default=str) + "\n")
@@ -60,8 +66,9 @@ def read_outcome(directory: Path, code: int, *, n_objectives: int = 1) -> Outcom
     if result["kind"] == "PlanError":
         return Outcome("pruned", result["error"])
     if result["kind"] is not None:
-        why = "out of memory: " if result["kind"] in OUT_OF_MEMORY else ""
-        return failed(directory, f"{why}{result['kind']}: {result['error']}")
+        text = f"{result['kind']}: {result['error']}"
+        why = "out of memory: " if any(one in text for one in OUT_OF_MEMORY) else ""
+        return failed(directory, why + text)
     if code:
         return failed(directory, how_it_left(code))
     return judge(directory, result["value"], n_objectives)

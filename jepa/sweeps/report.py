@@ -1,6 +1,7 @@
 """What a sweep leaves to read: trials.csv, best.yaml and report.html in its directory.
 
-`python -m jepa.sweeps.report run=<sweep directory>` writes them again from the study alone.
+`python -m jepa.sweeps.report run=<sweep directory>` writes them again from the study alone; of a
+grid of `jepa.evaluate -m` it writes what `grid.py` says.
 """
 
 import base64
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 
 from jepa.config import UserError, fail
 from jepa.report import write_text
+from jepa.sweeps import grid
 from jepa.sweeps import study as studies
 
 if TYPE_CHECKING:
@@ -197,6 +199,9 @@ def main(*arguments: str) -> None:
     if settings.keys() != {"run"} or len(arguments) != 1:
         raise UserError("use: python -m jepa.sweeps.report run=<sweep directory>")
     folder = Path(settings["run"])
+    if (folder / grid.GRID).exists():
+        print(grid.write(folder))
+        return
     if not (folder / RECORD).exists():
         raise UserError(f"run={folder} is no directory of a sweep: it has no {RECORD}")
     known = OmegaConf.load(folder / RECORD)

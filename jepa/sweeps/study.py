@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from jepa.config import UserError
 from jepa.sweeps.local import kill_orphan
+from jepa.sweeps.outcome import RESULT, Outcome, read_outcome
 from jepa.sweeps.space import Space, difference
 from jepa.sweeps.trial_files import newest_checkpoint
 
@@ -124,17 +125,51 @@ class Driver:
         self.file.close()
 
 
-def repair(study: "optuna.Study", folder: Path, driver: Driver) -> list[int]:
-    """Fail what dead drivers left running and enqueue it again; return the trials' numbers."""
+def orphans(study: "optuna.Study", driver: Driver) -> list[Any]:
+    """Return the running trials whose drivers are dead."""
     from optuna.trial import TrialState
 
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [one for one in running if not driver.lives(one.user_attrs.get("driver", ""))]
+
+
+def repair(study: "optuna.Study", folder: Path, driver: Driver) -> list[int]:
+    """Fail what dead drivers left running and enqueue it again; return the trials' numbers.
+
+    A trial that had come to its end before is told now, and not run again.
+    """
     lost = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not driver.lives(trial.user_attrs.get("driver", "")):
-            kill_orphan(folder / str(trial.number))
+    for trial in orphans(study, driver):
+        directory = folder / str(trial.number)
+        kill_orphan(directory)
+        if (result := directory / RESULT).exists():
+            outcome = read_outcome(directory, 0, n_objectives=len(study.directions))
+            assert trial.datetime_start is not None  # it is running
+            seconds = result.stat().st_mtime - trial.datetime_start.timestamp()
+            tell(study, trial, outcome, seconds)
+        else:
             give_up(study, trial, "its driver died", folder)
             lost.append(trial.number)
     return lost
+
+
+def tell(study: "optuna.Study", trial: Any, outcome: Outcome, seconds: float) -> None:
+    """Tell how a trial ended, for good."""
+    from optuna.samplers import GridSampler
+    from optuna.trial import TrialState
+
+    set_attributes(study, trial, {"seconds": round(seconds, 3), "ended": outcome.reason})
+    states = {
+        "complete": TrialState.COMPLETE,
+        "pruned": TrialState.PRUNED,
+        "failed": TrialState.FAIL,
+    }
+    values = list(outcome.values) if outcome.state == "complete" else None
+    try:
+        study.tell(trial.number, values, state=states[outcome.state])
+    except RuntimeError:  # a grid stops a loop of Optuna's at its end; this one is ours
+        if not isinstance(study.sampler, GridSampler):
+            raise
 
 
 def give_up(study: "optuna.Study", trial: Any, reason: str, folder: Path) -> None:

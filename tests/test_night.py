@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from small_hjepa import build, images
 from test_pictures import Data
 
-from jepa import page, report
+from jepa import night, report
 from jepa.attention_speed import compare_attention
 from jepa.train import attention_speed
 
@@ -58,12 +58,12 @@ def criterion(name, passed):
 
 
 def test_the_page_has_the_sections_of_the_template(run_dir):
-    page.write(run_dir, content(criteria=[criterion("minimum", True)]))
+    night.write(run_dir, content(criteria=[criterion("minimum", True)]))
     text = (run_dir / "report.md").read_text()
     headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
     assert headings == [
         "Summary", "Training details", "Optimisation results", "Performance against target",
-        "Metrics", "Stability", "Pictures", "Lessons learned", "Next steps", "Appendix",
+        "Metrics", "Stability", "Pictures", "Next steps", "Appendix", "Lessons learned",
     ]  # fmt: skip
     for told in (
         "HJEPA on Digits", "2 CPUs", "`test/ridge/accuracy` 0.8", "0.01 hours", "Epochs: 1 of 4",
@@ -75,20 +75,20 @@ def test_the_page_has_the_sections_of_the_template(run_dir):
 
 
 def test_what_the_owner_wrote_is_kept_and_blank_before(run_dir):
-    page.write(run_dir, content())
+    night.write(run_dir, content())
     path = run_dir / "report.md"
     text = path.read_text()
-    assert page.BLANK in text
-    path.write_text(text.replace(page.BLANK, "1. Ran hot.\n\n## My own heading\n- a list"))
-    page.write(run_dir, content(status="stopped"))
+    assert text.endswith(report.TEMPLATE.removeprefix("\n"))
+    path.write_text(text + "1. Ran hot.\n\n## My own heading\n- a list")
+    night.write(run_dir, content(status="stopped"))
     again = path.read_text()
     assert "1. Ran hot.\n\n## My own heading\n- a list" in again and "**stopped**" in again
-    page.write(run_dir, content(status="stopped"))
+    night.write(run_dir, content(status="stopped"))
     assert path.read_text() == again
 
 
 def test_an_empty_directory_still_gives_a_page(tmp_path):
-    page.write(tmp_path, report.new(status="failed", reason="no data"))
+    night.write(tmp_path, report.new(status="failed", reason="no data"))
     text = (tmp_path / "report.md").read_text()
     assert "**failed** (no data)" in text and "jepa.doctor" in text
     assert "Optimisation results" not in text and "Pictures" not in text
@@ -105,20 +105,20 @@ def test_an_empty_directory_still_gives_a_page(tmp_path):
 )
 def test_the_next_step_follows_from_the_criteria_met(run_dir, grades, told):
     graded = [criterion(f"{name} a", passed) for name, passed in grades.items()]
-    steps = page.next_steps(content(criteria=graded), page.Facts(run_dir))
+    steps = night.next_steps(content(criteria=graded), night.Facts(run_dir))
     assert told in steps[0] and "protocol=all" in steps[-1]
 
 
 def test_a_level_is_met_when_all_of_it_is():
     both = [criterion("target a", True), criterion("target b", False)]
-    assert page.level_met(both, "target") is False and page.level_met(both, "stretch") is None
-    assert page.level_met([criterion("target", None)], "target") is None
-    assert "target not met; 1 of 2" in page.reached(both)
+    assert night.level_met(both, "target") is False and night.level_met(both, "stretch") is None
+    assert night.level_met([criterion("target", None)], "target") is None
+    assert "target not met; 1 of 2" in night.reached(both)
 
 
 def test_a_representation_that_does_not_beat_its_untrained_self_leads_the_next_steps(run_dir):
     worse = {"untrained": {"test/ridge/error": entry(0.1)}}
-    steps = page.next_steps(content(controls=worse), page.Facts(run_dir))
+    steps = night.next_steps(content(controls=worse), night.Facts(run_dir))
     assert "does not beat the untrained encoder" in steps[0]
 
 
@@ -134,7 +134,7 @@ def test_attention_is_timed_and_nothing_of_the_model_changes(run_dir, monkeypatc
     assert torch.equal(random, torch.get_rng_state()) and not model.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    page.write(run_dir, content(attention_speed=speed))
+    night.write(run_dir, content(attention_speed=speed))
     assert f"{speed['ratio']:.2f} x as fast as the plain one" in (run_dir / "report.md").read_text()
 
 
