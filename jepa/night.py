@@ -41,7 +41,7 @@ def page(run_dir: Path, content: dict[str, Any]) -> str:
     parts = [
         [f"# Report{report.stamp_of(content)}", "", facts.heading(ended(content))],
         section("Summary", summary(content, facts)),
-        section("Training details", details(facts)),
+        section("Training details", details(content, facts)),
         section("Optimisation results", optimisation(content, facts)),
         section("Performance against target", against_target(content)),
         section("Metrics", report.tables(content)),
@@ -161,14 +161,14 @@ def reached(criteria: list[dict[str, Any]]) -> str:
     return "; ".join([*found, f"{n_passed} of {len(criteria)} criteria passed"])
 
 
-def details(facts: Facts) -> list[str]:
+def details(content: dict[str, Any], facts: Facts) -> list[str]:
     """Return epochs, steps, losses, times and memory."""
-    lines = []
-    if epochs := facts.column("epoch"):
+    lines, speeds = [], facts.column("time/samples_per_s")  # one for each epoch
+    if speeds:
         of = facts.setting("trainer.max_epochs")
-        lines.append(f"- Epochs: {int(epochs[-1]) + 1}{f' of {of}' if of and of > 0 else ''}")
-    if steps := facts.column("step"):
-        lines.append(f"- Optimizer steps: {int(steps[-1]) + 1:,}")
+        lines.append(f"- Epochs: {len(speeds)}{f' of {of}' if of and of > 0 else ''}")
+    if steps := [e["step"] for e in content["events"] if e.get("kind") == "end" and "step" in e]:
+        lines.append(f"- Optimizer steps: {steps[-1]:,}")
     for name, text in (("train/loss", "Training loss"), ("val/loss", "Validation loss")):
         if (tail := facts.tail(name)) is not None:
             values = facts.column(name)
@@ -179,7 +179,6 @@ def details(facts: Facts) -> list[str]:
             if (tail := facts.tail(name)) is not None:
                 lines.append(f"- Loss of level {name.rpartition('_')[2]}: {digits(tail)}")
     samples, seconds = facts.last("time/samples"), facts.last("time/train_s")
-    speeds = facts.column("time/samples_per_s")
     if samples and seconds:
         lines.append(f"- Samples: {samples:,.0f}, {samples / seconds:,.0f} a second")
     if speeds and samples and seconds:

@@ -57,7 +57,6 @@ def fitting(
     """
     images, labelled = isinstance(spec, ImageSpec), spec.task not in ("none", "forecast")
     reasons = {
-        "linear": None if spec.task != "none" else "the data has no labels",
         "knn": None if labelled else "the data has no labels",
         "few_shot": None if labelled else "the data has no labels",
         "finetune": None if images and labelled else "it trains image encoders on labels",

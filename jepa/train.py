@@ -296,7 +296,6 @@ def finish(
 ) -> float:
     """Score the best checkpoint beside its controls, write and show the report."""
     from jepa import night, report, run, screen
-    from jepa.attention_speed import compare_attention
     from jepa.curves import draw_curves
     from jepa.measure import measure
     from jepa.samples import write_samples
@@ -333,11 +332,7 @@ def finish(
     report.add_stages(content, stages)
     content["criteria"] = report.grade(criteria_of(cfg), content)
     content["vitals"] = read_vitals(run_dir / "metrics.csv")
-    if cfg.report.time_attention and not cfg.model.get("compile"):
-        x = next(iter(data.probe_batches("train", max_rows=cfg.data.batch_size)))["x"]
-        device = trainer.strategy.root_device
-        speed = compare_attention(model.to(device), x.to(device), precision=cfg.trainer.precision)
-        content |= {"attention_speed": speed} if speed else {}
+    content |= attention_speed(cfg, data, model.to(trainer.strategy.root_device))
     picture = run_dir / "plots" / "probes.png"
     with suppress(OSError):  # a full disk costs the picture, not the report
         if draw_curves(picture, run_dir / "metrics.csv"):
@@ -346,6 +341,20 @@ def finish(
     screen.show_report(content)
     screen.say(f"run directory: {run_dir}")
     return float("nan") if value is None else value
+
+
+def attention_speed(cfg: DictConfig, data: Any, model: Any) -> dict[str, Any]:
+    """Return, for the report, what the fused attention kernel gains; nothing where not asked for.
+
+    A compiled model is left alone: each kernel would compile it again.
+    """
+    from jepa.attention_speed import compare_attention
+
+    if not cfg.report.time_attention or cfg.model.get("compile"):
+        return {}
+    x = next(iter(data.probe_batches("train", max_rows=cfg.data.batch_size)))["x"]
+    speed = compare_attention(model, x.to(model.device), precision=cfg.trainer.precision)
+    return {"attention_speed": speed} if speed else {}
 
 
 def criteria_of(cfg: DictConfig) -> list[dict[str, Any]]:

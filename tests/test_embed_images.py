@@ -1,5 +1,6 @@
 """Codes of image files: those of the same pixels in training, wherever the files lie."""
 
+import json
 import os
 import subprocess
 import sys
@@ -128,9 +129,26 @@ def test_a_run_on_digits_is_evaluated_and_codes_image_files(tmp_path):
         cwd=tmp_path,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stdout + trained.stderr
-    scored = command("evaluate", "run=run", "probe=knn", "split=val", cwd=tmp_path)
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert "as fast as the plain one" in page and "plots/neighbours.png" in page
+    scored = command(
+        "evaluate", "run=run", "protocol=all", "split=val", "data=toy_images", "pictures=true",
+        "finetune.n_steps=2", cwd=tmp_path,
+    )  # fmt: skip
     assert scored.returncode == 0, scored.stdout + scored.stderr
-    assert "val/knn/error" in (tmp_path / "run" / "evaluation.json").read_text()
+    content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    for key in (
+        "val/ridge/error", "val/knn/error", "val/last4/few_shot/accuracy_shot5",
+        "val/level1/ridge/error", "val/label_free/effective_rank", "val/finetune/error",
+        "val/toy_images/level1/knn/error",
+    ):  # fmt: skip
+        measured = content["metrics"][key]
+        assert measured["low"] <= measured["value"] <= measured["high"], key
+        assert content["controls"]["untrained"][key]["value"] is not None, key
+    hierarchy = content["metrics"]["val/label_free/cka_mean_level1"]
+    assert 0 < hierarchy["value"] <= 1
+    assert "plots/spectrum.png" in (tmp_path / "run" / "evaluation.md").read_text()
+    assert len(list((tmp_path / "run" / "features").glob("*.codes"))) == 24
     moved = command("evaluate", "run=run", "data.path=elsewhere", cwd=tmp_path)
     assert moved.returncode == 1 and "leave the key out" in moved.stderr
     write_images(tmp_path / "new", pixels(6, side=8))

@@ -4,10 +4,13 @@ import json
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from small_hjepa import build, images
+from test_pictures import Data
 
 from jepa import night, report
 from jepa.attention_speed import compare_attention
+from jepa.train import attention_speed
 
 METRICS = """epoch,step,train/loss,train/loss_level_0,time/samples,time/train_s,time/samples_per_s,memory/share,train/nt_xent_accuracy
 0,0,4.0,3.0,,,,,
@@ -32,7 +35,10 @@ def content(**parts):
     return report.new(
         status="finished", reason="trainer.max_epochs=4 reached", metrics=metrics,
         controls={"untrained": {"test/ridge/error": entry(0.5)}},
-        events=[{"time": 0.0, "kind": "skip", "step": 3, "why": "loss is nan"}],
+        events=[
+            {"time": 0.0, "kind": "skip", "step": 3, "why": "loss is nan"},
+            {"time": 9.0, "kind": "end", "step": 10},
+        ],
     ) | parts  # fmt: skip
 
 
@@ -139,6 +145,20 @@ def test_each_kernel_is_the_one_that_was_timed(monkeypatch):
     model.loss = lambda x: seen.append(model.encoder.trunk.blocks[0].attention) or loss(x)
     compare_attention(model, images(4), precision="32-true")
     assert seen == ["sdpa", "plain"] * 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "compiled", "timed"),
+    [(True, False, True), (False, False, False), (True, True, False)],
+)
+def test_attention_is_timed_where_it_is_asked_for(monkeypatch, asked, compiled, timed):
+    monkeypatch.setattr("jepa.attention_speed.SECONDS", 0.0)
+    cfg = OmegaConf.create(
+        {"report": {"time_attention": asked}, "model": {"compile": compiled},
+         "data": {"batch_size": 4}, "trainer": {"precision": "bf16-mixed"}}
+    )  # fmt: skip
+    found = attention_speed(cfg, Data(), build())
+    assert bool(found) == timed and (not timed or found["attention_speed"]["n"] == 4)
 
 
 def test_a_model_without_the_choice_is_not_timed():

@@ -48,7 +48,7 @@ TABLE = TabularSpec(columns=("a",), cardinalities=(0,), quantiles=((),), task="r
     [
         (LABELLED, True, set()),
         (LABELLED, False, {"transfer"}),
-        (SPEC, False, {"linear", "knn", "few_shot", "finetune", "transfer"}),
+        (SPEC, False, {"knn", "few_shot", "finetune", "transfer"}),
         (TABLE, False, {"finetune", "transfer"}),
     ],
 )
