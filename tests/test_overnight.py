@@ -21,23 +21,23 @@ SIZES = (
 TOY = ("data=toy_images", "data.n_images=160", "data.n_channels=3")
 COMMON = {
     "layer scale": ["model.layer_scale=null"],
-    "level weights": ["model.level_weights=[1,1,1]"],
-    "levels": ["model.levels=1", "model.level_weights=[1]"],
-    "variance": ["model.vicreg_variance=0"],
-    "covariance": ["model.vicreg_covariance=0"],
-    "invariance": ["model.vicreg_invariance=0"],
+    "level weights": ["model.level_weights=[1.0,1.0,1.0]"],
+    "levels": ["model.levels=1", "model.level_weights=[1.0]"],
+    "variance": ["model.vicreg_variance=0.0"],
+    "covariance": ["model.vicreg_covariance=0.0"],
+    "invariance": ["model.vicreg_invariance=0.0"],
     "momentum": ["model.momentum=0.99"],
-    "momentum's warm-up": ["model.momentum_warmup_share=0"],
-    "warm-up": ["model.warmup_share=0"],
-    "least learning rate": ["model.final_lr_share=0"],
+    "momentum's warm-up": ["model.momentum_warmup_share=0.0"],
+    "warm-up": ["model.warmup_share=0.0"],
+    "least learning rate": ["model.final_lr_share=0.0"],
     "betas": ["model.optimizer.betas=[0.9,0.999]"],
-    "weight decay": ["model.optimizer.weight_decay=0"],
+    "weight decay": ["model.optimizer.weight_decay=0.0"],
     "masks": ["masking.n_targets=3"],
     "size of blocks": ["masking.target_share_low=0.1"],
     "target norm": ["model.target_norm=none"],
-    "crops": ["augment.crop_area_low=1", "augment.crop_aspect=1"],
-    "flips": ["augment.flip_share=0"],
-    "jitter": ["augment.brightness=0", "augment.contrast=0", "augment.saturation=0"],
+    "crops": ["augment.crop_area_low=1.0", "augment.crop_aspect=1.0"],
+    "flips": ["augment.flip_share=0.0"],
+    "jitter": ["augment.brightness=0.0", "augment.contrast=0.0", "augment.saturation=0.0"],
     "clipping": ["trainer.gradient_clip_val=1.0e-3"],
     "seed": ["seed=0"],
 }
@@ -46,12 +46,12 @@ FLAGS = {
     "overnight_aggressive": COMMON | {
         "learning rate": ["model.optimizer.lr=1.5e-4"],
         "pyramid": ["model.pyramid=none"],
-        "contrastive": ["model.nt_xent=0"],
+        "contrastive": ["model.nt_xent=0.0"],
         "temperature": ["model.nt_xent_temperature=0.5"],
         "second view": ["model.second_view=false", "data.two_views=false"],
         "RandAugment": ["augment.rand_ops=0"],
         "its magnitude": ["augment.rand_magnitude=1"],
-        "erasing": ["augment.erase_share=0"],
+        "erasing": ["augment.erase_share=0.0"],
         "aspect of blocks": ["masking.aspect_ratio_low=0.75"],
         "accumulation": ["trainer.accumulate_grad_batches=1"],
     },
@@ -60,14 +60,14 @@ FLAGS = {
 MORE = {
     "local crops": ["model.local_weight=0.5", "data.n_local_views=2", "data.local_size=16"],
     "RoPE": ["model.position=rope"],
-    "3-Augment": ["augment.three_share=1"],
+    "3-Augment": ["augment.three_share=1.0"],
     "concatenating pyramid": ["model.pyramid=concat"],
 }
 
 
 def build(experiment, *changes):
     """Return data, model and trainer of an experiment on small images."""
-    own = ["callbacks={}", "guard=none", f"+experiment={experiment}", *TOY, *SIZES, *changes]
+    own = [f"+experiment={experiment}", *TOY, *SIZES, *changes]
     cfg = settings("unused", *own)
     with FROM_THE_USER:
         data = instantiate(cfg.data)
