@@ -7,22 +7,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
+from resume_cases import Kill, assert_same_run, run_until, settings_of
 from support import settings
+from test_bad_images import encoded, write_folder
 
+from jepa.config import CONF, check_command_line
 from jepa.run import FROM_THE_USER, build_model
 
-# the experiments' own values but for sizes: a grid of 12 x 12 patches, three optimizer steps
+# the experiments' own values but for sizes: a grid of 12 x 12 patches, six optimizer steps
 SIZES = (
     "data.image_size=48", "data.batch_size=4", "data.n_workers=null", "model.patch=4",
     "model.width=24", "model.depth=2", "model.n_heads=2", "model.predictor_width=12",
     "model.predictor_depth=1", "model.predictor_n_heads=2", "model.projector_width=8",
-    "trainer.max_steps=5", "trainer.max_epochs=-1", "trainer.precision=32-true",
+    "trainer.max_steps=6", "trainer.max_epochs=-1", "trainer.precision=32-true",
 )  # fmt: skip
 TOY = ("data=toy_images", "data.n_images=160", "data.n_channels=3")
 COMMON = {
     "layer scale": ["model.layer_scale=null"],
     "level weights": ["model.level_weights=[1.0,1.0,1.0]"],
-    "levels": ["model.levels=1", "model.level_weights=[1.0]"],
+    "levels": ["model.levels=2", "model.level_weights=[1.0,0.8]"],
     "variance": ["model.vicreg_variance=0.0"],
     "covariance": ["model.vicreg_covariance=0.0"],
     "invariance": ["model.vicreg_invariance=0.0"],
@@ -56,6 +59,11 @@ FLAGS = {
         "accumulation": ["trainer.accumulate_grad_batches=1"],
     },
 }  # fmt: skip
+IMAGES = sorted(
+    path.stem
+    for path in (CONF / "experiment").glob("*.yaml")
+    if path.stem.startswith(("hjepa", "ijepa", "m1_max", "overnight"))
+)
 # what the documents left for later, or chose between the two experiments, turned on
 MORE = {
     "local crops": ["model.local_weight=0.5", "data.n_local_views=2", "data.local_size=16"],
@@ -82,7 +90,7 @@ def outcome(experiment, *changes):
     """Sums over the trained weights, slow copies included."""
     data, model, trainer = build(experiment, *changes)
     trainer.fit(model, datamodule=data)
-    assert trainer.global_step == 5
+    assert trainer.global_step == 6
     return [p.double().sum().item() for p in model.parameters()]
 
 
@@ -137,3 +145,31 @@ def test_the_conservative_run_has_one_view_and_no_pyramid():
     _, model, _ = build("overnight_conservative")
     assert not model.second_view and "nt_xent" not in model.terms.weights
     assert isinstance(model, L.LightningModule) and not model.encoder.trunk.gradient_checkpointing
+
+
+@pytest.mark.parametrize("experiment", IMAGES)
+@pytest.mark.parametrize("data", [["data=image_folder", "data.path=somewhere"], ["data=mixture"]])
+def test_every_image_experiment_takes_other_images(experiment, data):
+    check_command_line([f"+experiment={experiment}", *data], "config")
+
+
+VIEWS = (
+    "augment=randaugment", "augment.erase_share=0.5", "augment.three_share=0.5",
+    "data.two_views=true", "model.second_view=true", "model.nt_xent=0.1", "data.n_local_views=2",
+    "data.local_size=8", "model.local_weight=0.5", "model.momentum_warmup_share=0.5",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("storage", ["files", "packed"])
+def test_a_run_with_every_view_from_the_disk_goes_on_exactly(tmp_path, storage):
+    names = [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(60)]
+    write_folder(tmp_path / "images", {n: encoded((20, 18), seed=i) for i, n in enumerate(names)})
+    place = [f"data.path={tmp_path / 'images'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    more = ["data=image_folder", *place, f"data.storage={storage}", "data.image_size=16", *VIEWS]
+    arguments = [one for one in settings_of("hjepa", tmp_path, *more) if "n_images" not in one]
+    run_until(None, tmp_path / "whole", arguments)
+    run_until(Kill(1, 4), tmp_path / "cut", [*arguments, "data.n_workers=1"])
+    run_until(None, tmp_path / "cut", [*arguments, "data.n_workers=3", "resume=auto"])
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
