@@ -43,6 +43,7 @@ MOST_S = 8.0  # a larger batch that would take longer is not tried
 GROWTH = (2, 4)  # larger batches that are tried
 THREADS = (1, 2, 4)
 N_FILES = 256  # decoded with each number of threads
+WAITING = 0.1  # of a step, for its data: worth a suggestion
 FASTER = 1.1  # times the samples a second: worth a suggestion
 MOST_CHARACTERS = 1000  # of an error: a compiler prints pages
 
@@ -160,6 +161,7 @@ def check_step(patient: Patient) -> Result:
     patient.parts["predict"] = predict
     rate = n / trial.batch_s
     values = {"batch_s": trial.batch_s, "samples_per_s": rate, "losses": trial.losses[:3]}
+    values |= {"wait_s": trial.wait_s, "step_samples_per_s": n / (trial.batch_s - trial.wait_s)}
     if not all(abs(one) < float("inf") for one in trial.losses):  # false for NaN as well
         return Result(
             "step",
@@ -171,7 +173,13 @@ def check_step(patient: Patient) -> Result:
     patient.parts |= {"model": model, "trial": trial}
     found = f"{len(trial.losses)} batches of {n}, {1000 * trial.batch_s:.1f} ms and "
     found += f"{rate:,.0f} samples/s, loss {trial.losses[0]:.4g} to {trial.losses[-1]:.4g}"
-    return Result("step", "pass", found, values=values)
+    share = trial.wait_s / trial.batch_s
+    found += f"; {share:.0%} of it waits for data, the step alone does "
+    found += f"{values['step_samples_per_s']:,.0f} samples/s"
+    todo = ""
+    if share > WAITING and settings.data.get("storage") == "files":
+        todo = "give data.storage=packed, or another data.n_workers (see below)"
+    return Result("step", "pass", found, todo, values)
 
 
 def check_probe(patient: Patient) -> Result:
@@ -269,8 +277,9 @@ def suggestion(settings: DictConfig, best: int) -> str:
 
 
 def decoding(patient: Patient) -> str:
-    """Word how fast images are decoded; no other data uses workers, and training never waits."""
-    path, side = patient.cfg.data.get("path"), patient.cfg.data.get("image_size")
+    """Word how fast images are decoded; no other data uses workers."""
+    path = patient.cfg.data.get("path") or patient.cfg.data.get("folder")
+    side = patient.cfg.data.get("image_size")
     if path is None or side is None or "n_workers" not in patient.cfg.data:
         return ""
     rates = decoding_rates(path, side, THREADS, N_FILES)

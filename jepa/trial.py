@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -43,6 +43,7 @@ class Stopwatch(L.Callback):
     def __init__(self, *, seconds: float, least: int = WARM_UP + 1, most: int = 50):
         self.seconds, self.least, self.most = seconds, least, most
         self.times: list[float] = []
+        self.waits: list[float] = []
         self.losses: list[float] = []
         self.started = self.last = 0.0
         self.val_s = 0.0
@@ -51,6 +52,7 @@ class Stopwatch(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the watch."""
         self.started = self.last = time.perf_counter()
+        self.waited = 0.0
 
     def on_train_batch_end(
         self,
@@ -66,6 +68,9 @@ class Stopwatch(L.Callback):
         now = time.perf_counter()
         self.times.append(now - self.last)
         self.last = now
+        waited = cast(Any, trainer.train_dataloader).seconds
+        self.waits.append(waited - self.waited)
+        self.waited = waited
         n = len(self.times)
         over = n >= self.most or now - self.started >= self.seconds
         if n >= self.least and over and at_boundary(trainer):
@@ -93,6 +98,11 @@ class Stopwatch(L.Callback):
     def batch_s(self) -> float:
         """Seconds of a batch, the first ones left out where there are others."""
         return median(self.times[WARM_UP:] or self.times)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds of them for which the step waits until its batch is made."""
+        return median(self.waits[WARM_UP:] or self.waits)
 
 
 class Scales(CheckpointIO):
@@ -131,9 +141,17 @@ class Scales(CheckpointIO):
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial has shown: seconds of a batch, losses, the bytes of a checkpoint."""
+    """What a trial has shown.
+
+    Args:
+        batch_s: seconds of a batch.
+        wait_s: of these, until it is made.
+        losses: of all batches.
+        checkpoint_bytes: of a checkpoint.
+    """
 
     batch_s: float
+    wait_s: float
     losses: list[float]
     checkpoint_bytes: int
 
@@ -171,7 +189,7 @@ def train_a_little(
         trainer(callbacks=callbacks, plugins=[scales], **settings).fit(model, datamodule=data)
     finally:
         data.batch_size = before
-    return Trial(watch.batch_s, watch.losses, scales.n_bytes)
+    return Trial(watch.batch_s, watch.wait_s, watch.losses, scales.n_bytes)
 
 
 def validate_a_little(

@@ -316,7 +316,7 @@ def test_a_faster_micro_batch_is_suggested_with_its_head_room(consult, monkeypat
 
     def quick(*args, batch_size, **kwargs):
         done = real(*args, batch_size=batch_size, **kwargs)
-        return trial.Trial(0.01, done.losses, done.checkpoint_bytes)
+        return trial.Trial(0.01, 0.0, done.losses, done.checkpoint_bytes)
 
     monkeypatch.setattr(examine, "train_a_little", quick)
     _, found = consult("trainer.accumulate_grad_batches=2", only=[*STEP, "faster"])
@@ -330,6 +330,27 @@ def test_other_settings_are_tried_only_while_there_is_time(consult, monkeypatch)
     _, found = consult(only=[*STEP, "faster"])
     assert "32: no time left to try" in found["faster"]["detail"]
     assert list(found["faster"]["values"]["samples_per_s"]) == ["16"]
+
+
+@pytest.mark.parametrize(("wait_s", "hint"), [(0.005, True), (0.0, False)])
+def test_a_step_that_waits_for_decoding_is_told_what_to_do(
+    consult, tmp_path, monkeypatch, wait_s, hint
+):
+    from PIL import Image
+
+    for i in range(24):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (9 * i, 0, 0)).save(path)
+    done = trial.Trial(0.01, wait_s, [1.0], 0)
+    monkeypatch.setattr(examine, "train_a_little", lambda *_, **__: done)
+    _, found = consult(
+        "data=image_folder", f"data.path={tmp_path / 'images'}", "data.storage=files",
+        "data.image_size=8", "data.batch_size=4", "model=hjepa", "model.patch=1", "model.width=8",
+        "trainer=cpu", "keep_memory=false", usual=False, only=STEP,
+    )  # fmt: skip
+    assert ("data.storage=packed" in found["step"]["todo"]) == hint
+    assert found["step"]["values"]["step_samples_per_s"] == pytest.approx(4 / (0.01 - wait_s))
 
 
 def test_decoding_is_tried_with_more_threads(tmp_path):

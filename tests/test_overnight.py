@@ -7,37 +7,40 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
+from resume_cases import Kill, assert_same_run, run_until, settings_of
 from support import settings
+from test_bad_images import encoded, write_folder
 
+from jepa.config import CONF, check_command_line
 from jepa.run import FROM_THE_USER, build_model
 
-# the experiments' own values but for sizes: a grid of 12 x 12 patches, three optimizer steps
+# the experiments' own values but for sizes: a grid of 12 x 12 patches, six optimizer steps
 SIZES = (
     "data.image_size=48", "data.batch_size=4", "data.n_workers=null", "model.patch=4",
     "model.width=24", "model.depth=2", "model.n_heads=2", "model.predictor_width=12",
     "model.predictor_depth=1", "model.predictor_n_heads=2", "model.projector_width=8",
-    "trainer.max_steps=5", "trainer.max_epochs=-1", "trainer.precision=32-true",
+    "trainer.max_steps=6", "trainer.max_epochs=-1", "trainer.precision=32-true",
 )  # fmt: skip
 TOY = ("data=toy_images", "data.n_images=160", "data.n_channels=3")
 COMMON = {
     "layer scale": ["model.layer_scale=null"],
-    "level weights": ["model.level_weights=[1,1,1]"],
-    "levels": ["model.levels=1", "model.level_weights=[1]"],
-    "variance": ["model.vicreg_variance=0"],
-    "covariance": ["model.vicreg_covariance=0"],
-    "invariance": ["model.vicreg_invariance=0"],
+    "level weights": ["model.level_weights=[1.0,1.0,1.0]"],
+    "levels": ["model.levels=2", "model.level_weights=[1.0,0.8]"],
+    "variance": ["model.vicreg_variance=0.0"],
+    "covariance": ["model.vicreg_covariance=0.0"],
+    "invariance": ["model.vicreg_invariance=0.0"],
     "momentum": ["model.momentum=0.99"],
-    "momentum's warm-up": ["model.momentum_warmup_share=0"],
-    "warm-up": ["model.warmup_share=0"],
-    "least learning rate": ["model.final_lr_share=0"],
+    "momentum's warm-up": ["model.momentum_warmup_share=0.0"],
+    "warm-up": ["model.warmup_share=0.0"],
+    "least learning rate": ["model.final_lr_share=0.0"],
     "betas": ["model.optimizer.betas=[0.9,0.999]"],
-    "weight decay": ["model.optimizer.weight_decay=0"],
+    "weight decay": ["model.optimizer.weight_decay=0.0"],
     "masks": ["masking.n_targets=3"],
     "size of blocks": ["masking.target_share_low=0.1"],
     "target norm": ["model.target_norm=none"],
-    "crops": ["augment.crop_area_low=1", "augment.crop_aspect=1"],
-    "flips": ["augment.flip_share=0"],
-    "jitter": ["augment.brightness=0", "augment.contrast=0", "augment.saturation=0"],
+    "crops": ["augment.crop_area_low=1.0", "augment.crop_aspect=1.0"],
+    "flips": ["augment.flip_share=0.0"],
+    "jitter": ["augment.brightness=0.0", "augment.contrast=0.0", "augment.saturation=0.0"],
     "clipping": ["trainer.gradient_clip_val=1.0e-3"],
     "seed": ["seed=0"],
 }
@@ -46,28 +49,33 @@ FLAGS = {
     "overnight_aggressive": COMMON | {
         "learning rate": ["model.optimizer.lr=1.5e-4"],
         "pyramid": ["model.pyramid=none"],
-        "contrastive": ["model.nt_xent=0"],
+        "contrastive": ["model.nt_xent=0.0"],
         "temperature": ["model.nt_xent_temperature=0.5"],
         "second view": ["model.second_view=false", "data.two_views=false"],
         "RandAugment": ["augment.rand_ops=0"],
         "its magnitude": ["augment.rand_magnitude=1"],
-        "erasing": ["augment.erase_share=0"],
+        "erasing": ["augment.erase_share=0.0"],
         "aspect of blocks": ["masking.aspect_ratio_low=0.75"],
         "accumulation": ["trainer.accumulate_grad_batches=1"],
     },
 }  # fmt: skip
+IMAGES = sorted(
+    path.stem
+    for path in (CONF / "experiment").glob("*.yaml")
+    if path.stem.startswith(("hjepa", "ijepa", "m1_max", "overnight"))
+)
 # what the documents left for later, or chose between the two experiments, turned on
 MORE = {
     "local crops": ["model.local_weight=0.5", "data.n_local_views=2", "data.local_size=16"],
     "RoPE": ["model.position=rope"],
-    "3-Augment": ["augment.three_share=1"],
+    "3-Augment": ["augment.three_share=1.0"],
     "concatenating pyramid": ["model.pyramid=concat"],
 }
 
 
 def build(experiment, *changes):
     """Return data, model and trainer of an experiment on small images."""
-    own = ["callbacks={}", "guard=none", f"+experiment={experiment}", *TOY, *SIZES, *changes]
+    own = [f"+experiment={experiment}", *TOY, *SIZES, *changes]
     cfg = settings("unused", *own)
     with FROM_THE_USER:
         data = instantiate(cfg.data)
@@ -82,7 +90,7 @@ def outcome(experiment, *changes):
     """Sums over the trained weights, slow copies included."""
     data, model, trainer = build(experiment, *changes)
     trainer.fit(model, datamodule=data)
-    assert trainer.global_step == 5
+    assert trainer.global_step == 6
     return [p.double().sum().item() for p in model.parameters()]
 
 
@@ -137,3 +145,31 @@ def test_the_conservative_run_has_one_view_and_no_pyramid():
     _, model, _ = build("overnight_conservative")
     assert not model.second_view and "nt_xent" not in model.terms.weights
     assert isinstance(model, L.LightningModule) and not model.encoder.trunk.gradient_checkpointing
+
+
+@pytest.mark.parametrize("experiment", IMAGES)
+@pytest.mark.parametrize("data", [["data=image_folder", "data.path=somewhere"], ["data=mixture"]])
+def test_every_image_experiment_takes_other_images(experiment, data):
+    check_command_line([f"+experiment={experiment}", *data], "config")
+
+
+VIEWS = (
+    "augment=randaugment", "augment.erase_share=0.5", "augment.three_share=0.5",
+    "data.two_views=true", "model.second_view=true", "model.nt_xent=0.1", "data.n_local_views=2",
+    "data.local_size=8", "model.local_weight=0.5", "model.momentum_warmup_share=0.5",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("storage", ["files", "packed"])
+def test_a_run_with_every_view_from_the_disk_goes_on_exactly(tmp_path, storage):
+    names = [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(60)]
+    write_folder(tmp_path / "images", {n: encoded((20, 18), seed=i) for i, n in enumerate(names)})
+    place = [f"data.path={tmp_path / 'images'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    more = ["data=image_folder", *place, f"data.storage={storage}", "data.image_size=16", *VIEWS]
+    arguments = [one for one in settings_of("hjepa", tmp_path, *more) if "n_images" not in one]
+    run_until(None, tmp_path / "whole", arguments)
+    run_until(Kill(1, 4), tmp_path / "cut", [*arguments, "data.n_workers=1"])
+    run_until(None, tmp_path / "cut", [*arguments, "data.n_workers=3", "resume=auto"])
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")

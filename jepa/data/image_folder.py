@@ -1,8 +1,7 @@
 """Any images of yours: `data=image_folder data.path=<folder|tar|tar.xz|zip>`."""
 
 import os
-from collections.abc import Collection as Names
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -83,7 +82,7 @@ class ImageFolder(ImageData):
         notes = (f"damaged, left out: {len(damaged):,}",) if damaged else ()
         return Collection(splits=images, classes=tree.classes, notes=notes)
 
-    def index(self, classes: Names[str] | None = None) -> Collection:
+    def index(self, classes: Sequence[str] | None = None) -> Collection:
         """Return the images of a folder where they are, or out of the packed file.
 
         Args:
