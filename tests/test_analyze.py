@@ -13,7 +13,7 @@ import yaml
 from recorded_runs import KINDS, write_run
 
 from jepa import rules
-from jepa.analysis import facts_of, project, trend
+from jepa.analysis import facts_of, project, running_median, trend
 from jepa.analyze import analyze, write_analysis
 from jepa.config import CONF
 from jepa.recorded import open_run
@@ -87,6 +87,19 @@ def test_projected_times_are_those_of_the_measured_rate(tmp_path):
 def test_a_trend_is_the_change_over_the_span_relative_to_the_level(y, change, sure):
     slope, certain = trend([(float(i), one) for i, one in enumerate(y)])
     assert slope == pytest.approx(change) and certain == sure
+
+
+def test_a_running_median_is_that_of_the_window_around_each_point():
+    import random
+    import statistics
+
+    rng = random.Random(0)
+    for n in (1, 3, 7, 200):
+        curve = [(float(i), rng.choice([rng.random(), 0.5])) for i in range(n)]
+        half = max(2, n // 40)
+        y = [one for _, one in curve]
+        slow = [statistics.median(y[max(0, i - half) : i + half + 1]) for i in range(n)]
+        assert [one for _, one in running_median(curve)] == pytest.approx(slow)
 
 
 def test_noise_alone_is_no_trend():
