@@ -80,7 +80,8 @@ def next_command(run: "Recorded", decision: "Finding", found: "list[Finding]") -
         "changes": " ".join(f"{key}={word(value)}" for key, value in changes.items()),
         "run": shlex.quote(str(run.folder)),
     }
-    return " ".join(decision.command.format_map(parts).split())
+    typed = [one.format_map(parts) for one in decision.command.split()]
+    return " ".join(one for one in typed if one)
 
 
 def word(value: Any) -> str:

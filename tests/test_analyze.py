@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -56,6 +57,14 @@ def test_the_next_command_is_the_settings_of_the_run_with_the_changes(tmp_path):
     )
     healthy = analyze(open_run(write_run(tmp_path / "b")))
     assert healthy["next"].endswith("seed=0 model.optimizer.lr=0.0015 trainer.max_epochs=40")
+
+
+def test_the_next_command_quotes_what_the_run_was_started_with(tmp_path):
+    folder = write_run(tmp_path / "a", "diverged")
+    path = 'data.path="my  table (1); rm.csv"'
+    (folder / "overrides.yaml").write_text(yaml.safe_dump([path]))
+    told = analyze(open_run(folder))["next"]
+    assert shlex.split(told)[3] == path, "as one word, with both of its spaces"
 
 
 def test_trust_is_said_check_by_check(tmp_path):
