@@ -67,6 +67,12 @@ def test_the_next_command_quotes_what_the_run_was_started_with(tmp_path):
     assert shlex.split(told)[3] == path, "as one word, with both of its spaces"
 
 
+def test_without_settings_no_command_is_made_up(tmp_path):
+    folder = write_run(tmp_path / "a", "diverged")
+    (folder / "config.yaml").unlink()
+    assert analyze(open_run(folder))["next"] == ""
+
+
 def test_trust_is_said_check_by_check(tmp_path):
     passed = {
         kind: {
@@ -143,7 +149,10 @@ def test_every_rule_has_evidence_a_text_and_changes_with_a_reason():
 def test_every_fact_of_a_rule_has_words(tmp_path):
     named = {name for rule in all_rules() for name in rule.get("when", {})}
     named |= {name for one in rules.rules()["checks"] for name in one["holds"]}
-    assert named - {"on_gpu"} <= set(rules.rules()["facts"])
+    written = set(rules.rules()["facts"])
+    for kind in KINDS:
+        named |= set(facts_of(open_run(write_run(tmp_path / kind, kind))))
+    assert named - {"reason", "objective", "loss_name", "scored"} <= written
 
 
 def test_every_setting_of_a_rule_exists_in_some_config():
