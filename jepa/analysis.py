@@ -4,6 +4,7 @@ Shares are of 1. A fact that was not measured, or of which too little was, is ab
 `bands.yaml` keep the names and values that `jepa.vitals` gives them.
 """
 
+import bisect
 import itertools
 import math
 import statistics
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from jepa import report as reports
 from jepa.history import Points, column, n_broken, names, points
 from jepa.recorded import Recorded
-from jepa.vitals import read_vitals
+from jepa.vitals import judge
 
 Fact = float | int | bool | str
 PROJECTED = (5, 20, 50, 100, 300)  # epochs
@@ -23,8 +24,7 @@ FEW = 5  # values below which a trend or a spread says nothing
 def facts_of(run: Recorded) -> dict[str, Fact]:
     """Return everything that was measured, by name."""
     facts: dict[str, Fact] = {"status": run.report["status"], "reason": run.report["reason"]}
-    vitals = read_vitals(run.folder / "metrics.csv")
-    facts |= {one["name"]: one["value"] for one in vitals if one["value"] is not None}
+    facts |= {one["name"]: one["value"] for one in judge(run.rows) if not is_nan(one["value"])}
     for part in (of_loss, of_objective, of_speed, of_memory, of_stability, of_codes, of_scores):
         facts |= {name: value for name, value in part(run) if not is_nan(value)}
     return facts
@@ -207,10 +207,15 @@ def running_median(curve: Points) -> Points:
     """Return the curve by the median of a window around each point; ends take what there is."""
     half = max(2, int(WINDOW_SHARE * len(curve)) // 2)
     values = [y for _, y in curve]
-    return [
-        (x, statistics.median(values[max(0, i - half) : i + half + 1]))
-        for i, (x, _) in enumerate(curve)
-    ]
+    window, smooth = sorted(values[:half]), []  # kept in order: one in, one out
+    for i, (x, _) in enumerate(curve):
+        if i + half < len(values):
+            bisect.insort(window, values[i + half])
+        if i > half:
+            del window[bisect.bisect_left(window, values[i - half - 1])]
+        n = len(window)
+        smooth.append((x, (window[(n - 1) // 2] + window[n // 2]) / 2))
+    return smooth
 
 
 def trend(curve: Points) -> tuple[float, bool]:

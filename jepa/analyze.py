@@ -72,6 +72,8 @@ def next_command(run: "Recorded", decision: "Finding", found: "list[Finding]") -
     if not changes:
         critical = [c for one in found if one.state == "critical" for c in one.changes]
         changes = {c.setting: c.after for c in reversed(critical)}
+    if "{changes}" in decision.command and not changes:
+        return ""  # the same run again would tell nothing new
     given = run.overrides or ([] if run.settings == {} else ["<the settings of this run>"])
     kept = [one for one in given if one.split("=", 1)[0] not in changes]
     shown = [one if one.startswith("<the ") else shlex.quote(one) for one in kept]
@@ -80,7 +82,8 @@ def next_command(run: "Recorded", decision: "Finding", found: "list[Finding]") -
         "changes": " ".join(f"{key}={word(value)}" for key, value in changes.items()),
         "run": shlex.quote(str(run.folder)),
     }
-    return " ".join(decision.command.format_map(parts).split())
+    typed = [one.format_map(parts) for one in decision.command.split()]
+    return " ".join(one for one in typed if one)
 
 
 def word(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Compare runs: `python -m jepa.compare runs=[<dir>,<dir>,...] [out=<folder>]`.
 
 Writes compare.md, compare.html and compare.json. Runs that differ in their seeds alone are one
-group; a sweep directory stands for the runs in it; the first group is the reference. Nothing is
-claimed that the interval of a difference does not allow.
+group; a sweep directory stands for the runs in it that were scored; the first group is the
+reference. Nothing is claimed that the interval of a difference does not allow.
 """
 
 import json

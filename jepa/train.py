@@ -269,6 +269,8 @@ def build_loggers(cfg: DictConfig, run_dir: Path, step: int | None) -> list:
     """
     from hydra.utils import instantiate
 
+    from jepa.tracking import nest
+
     record = run_dir / "loggers.json"
     known = json.loads(record.read_text()) if step is not None and record.exists() else {}
     loggers, identities = [], {}
@@ -280,6 +282,8 @@ def build_loggers(cfg: DictConfig, run_dir: Path, step: int | None) -> list:
         if is_first_rank() and keys.keys() & {"run_id", "id"}:
             _ = logger.experiment  # it gets its identity with the first use
             identities[name] = logger.version
+            if "run_id" in keys and not known and (run_dir.parent / "sweep.yaml").exists():
+                nest(logger, run_dir.parent)
     if identities:
         record.write_text(json.dumps(identities) + "\n")
     return loggers
@@ -299,6 +303,8 @@ def finish(
     from jepa.curves import draw_curves
     from jepa.measure import measure
     from jepa.samples import write_samples
+    from jepa.stored import leaves
+    from jepa.tracking import tell
     from jepa.vitals import read_vitals
 
     status, reason = how_it_ended(trainer)
@@ -338,6 +344,8 @@ def finish(
         if draw_curves(picture, run_dir / "metrics.csv"):
             screen.say(f"curves of the probes: {picture}")
     night.write(run_dir, content)
+    settings = dict(leaves(OmegaConf.to_container(cfg)))
+    tell(trainer.loggers, settings, content, run_dir)
     screen.show_report(content)
     screen.say(f"run directory: {run_dir}")
     return float("nan") if value is None else value

@@ -13,7 +13,12 @@ def read_vitals(metrics: Path) -> list[dict[str, Any]]:
     """Return name, value, state and bounds of everything that has a band and was logged."""
     if not metrics.exists():
         return []
-    rows, found = read_rows(metrics), []
+    return judge(read_rows(metrics))
+
+
+def judge(rows: Rows) -> list[dict[str, Any]]:
+    """Return the same of rows that are read already."""
+    found = []
     for name, value, band in (*of_run(rows), *of_features(rows)):
         state = band.state(value)
         found.append({"name": name, "value": value, "state": state})

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import yaml
 from recorded_runs import KINDS, write_run
 
 from jepa import rules
-from jepa.analysis import facts_of, project, trend
+from jepa.analysis import facts_of, project, running_median, trend
 from jepa.analyze import analyze, write_analysis
 from jepa.config import CONF
 from jepa.recorded import open_run
@@ -58,6 +59,20 @@ def test_the_next_command_is_the_settings_of_the_run_with_the_changes(tmp_path):
     assert healthy["next"].endswith("seed=0 model.optimizer.lr=0.0015 trainer.max_epochs=40")
 
 
+def test_the_next_command_quotes_what_the_run_was_started_with(tmp_path):
+    folder = write_run(tmp_path / "a", "diverged")
+    path = 'data.path="my  table (1); rm.csv"'
+    (folder / "overrides.yaml").write_text(yaml.safe_dump([path]))
+    told = analyze(open_run(folder))["next"]
+    assert shlex.split(told)[3] == path, "as one word, with both of its spaces"
+
+
+def test_without_settings_no_command_is_made_up(tmp_path):
+    folder = write_run(tmp_path / "a", "diverged")
+    (folder / "config.yaml").unlink()
+    assert analyze(open_run(folder))["next"] == ""
+
+
 def test_trust_is_said_check_by_check(tmp_path):
     passed = {
         kind: {
@@ -87,6 +102,19 @@ def test_projected_times_are_those_of_the_measured_rate(tmp_path):
 def test_a_trend_is_the_change_over_the_span_relative_to_the_level(y, change, sure):
     slope, certain = trend([(float(i), one) for i, one in enumerate(y)])
     assert slope == pytest.approx(change) and certain == sure
+
+
+def test_a_running_median_is_that_of_the_window_around_each_point():
+    import random
+    import statistics
+
+    rng = random.Random(0)
+    for n in (1, 3, 7, 200):
+        curve = [(float(i), rng.choice([rng.random(), 0.5])) for i in range(n)]
+        half = max(2, n // 40)
+        y = [one for _, one in curve]
+        slow = [statistics.median(y[max(0, i - half) : i + half + 1]) for i in range(n)]
+        assert [one for _, one in running_median(curve)] == pytest.approx(slow)
 
 
 def test_noise_alone_is_no_trend():
@@ -121,7 +149,10 @@ def test_every_rule_has_evidence_a_text_and_changes_with_a_reason():
 def test_every_fact_of_a_rule_has_words(tmp_path):
     named = {name for rule in all_rules() for name in rule.get("when", {})}
     named |= {name for one in rules.rules()["checks"] for name in one["holds"]}
-    assert named - {"on_gpu"} <= set(rules.rules()["facts"])
+    written = set(rules.rules()["facts"])
+    for kind in KINDS:
+        named |= set(facts_of(open_run(write_run(tmp_path / kind, kind))))
+    assert named - {"reason", "objective", "loss_name", "scored"} <= written
 
 
 def test_every_setting_of_a_rule_exists_in_some_config():
