@@ -7,6 +7,7 @@ from resume_cases import Kill, run_until, settings_of
 from small_hjepa import build, fit
 
 from jepa import report
+from jepa.callbacks.collapse import Collapse
 from jepa.callbacks.criteria import Criteria
 
 EARLY = {"name": "early", "metric": "train/loss", "at_most": 1e9, "epoch": 1}
@@ -41,6 +42,16 @@ def test_an_epoch_cut_short_is_not_graded(tmp_path):
     callback = Criteria(run_dir=str(tmp_path), criteria=[EARLY])
     fit(build(), callbacks=[callback], n_steps=3)
     assert report.read_events(tmp_path) == []
+
+
+def test_the_health_of_the_codes_is_graded_by_its_newest_check(tmp_path, monkeypatch):
+    health = {"name": "health", "metric": "health/std", "at_least": 0.2}
+    watch = Collapse(run_dir=str(tmp_path), every_share=0.5, n_rows=16, patience=2, action="warn", seed=0)  # fmt: skip  # noqa: E501
+    monkeypatch.setattr(Collapse, "measure", lambda *_: {"std": 0.5})
+    callback = Criteria(run_dir=str(tmp_path), criteria=[health])
+    fit(build(), callbacks=[watch, callback], n_steps=8)
+    (event,) = (e for e in report.read_events(tmp_path) if e["kind"] == "criterion")
+    assert event["value"] == 1.0 and event["passed"]
 
 
 @pytest.mark.parametrize("epoch", [0, 1.5, "ten"])

@@ -1,6 +1,7 @@
 """H-JEPA: what is hidden stays hidden, one level is I-JEPA, and bad settings are refused."""
 
 import copy
+import re
 from dataclasses import replace
 
 import pytest
@@ -336,6 +337,33 @@ def test_a_table_is_refused_with_a_fitting_data_set():
 def test_a_second_view_that_the_data_does_not_give_is_refused():
     with pytest.raises(ValueError, match=r"second_view=true.*set data\.two_views=true"):
         build(spec=SPEC, second_view=True, nt_xent=0.1)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "views", "words"),
+    [
+        (dict(local_weight=1.0), (2, 4), "model.nt_xent"),
+        (dict(local_weight=1.0, nt_xent=0.1), (0, 0), "data.n_local_views=0"),
+        (dict(nt_xent=0.1), (2, 4), "model.local_weight=0.0"),
+        (dict(local_weight=1.0, nt_xent=0.1), (2, 5), "data.local_size=5"),
+        (dict(local_weight=-1.0, nt_xent=0.1), (2, 4), "model.local_weight"),
+    ],
+)
+def test_local_views_that_do_not_fit_the_model_are_refused(knobs, views, words):
+    spec = replace(SPEC, n_local_views=views[0], local_size=views[1])
+    with pytest.raises(ValueError, match=re.escape(words)):
+        build(spec=spec, **knobs)
+
+
+def test_local_views_are_coded_apart_and_averaged():
+    model = build(local_weight=0.5, nt_xent=0.1)
+    x, local = images(4), images(8, seed=1)[:, :, :4, :4].unflatten(0, (4, 2))
+    blocks = model.masks(x, 0)
+    plain, more = (model.parts(x, blocks, key=(0,), local=one) for one in (None, local))
+    other = model.teacher(x).mean(1)
+    each = [model.terms(model.encoder(v).mean(1), other, (0,))[0] for v in local.unbind(1)]
+    torch.testing.assert_close(more["local"], torch.stack(each).mean())
+    torch.testing.assert_close(more["loss"], plain["loss"] + 0.5 * more["local"])
 
 
 def test_a_second_view_that_the_model_does_not_read_is_refused():

@@ -67,7 +67,7 @@ IMAGES = sorted(
 # what the documents left for later, or chose between the two experiments, turned on
 MORE = {
     "local crops": ["model.local_weight=0.5", "data.n_local_views=2", "data.local_size=16"],
-    "RoPE": ["model.position=rope"],
+    "RoPE": ["model.position=rope", "model.predictor_n_heads=1"],
     "3-Augment": ["augment.three_share=1.0"],
     "concatenating pyramid": ["model.pyramid=concat"],
 }
@@ -136,7 +136,7 @@ def test_attention_is_fused_unless_turned_off(monkeypatch, experiment, attention
 def test_the_aggressive_run_computes_its_blocks_again(change, again):
     data, model, _ = build("overnight_aggressive", *change)
     calls = []
-    model.encoder.trunk.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    model.encoder.trunk.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     model.loss(data.splits["val"].take(torch.arange(2))["x"]).backward()
     assert len(calls) == (2 if again else 1)
 

@@ -72,6 +72,7 @@ class Collapse(L.Callback):
         self.run_dir, self.every_share, self.n_rows = run_dir, every_share, n_rows
         self.patience, self.action, self.seed = patience, action, seed
         self.reference: dict[str, float] = {}
+        self.latest: dict[str, float] = {}  # as logged, of the newest check
         self.state, self.pending, self.n_pending = "healthy", "healthy", 0
         self.n_restores, self.reason = 0, ""
         self.every, self.checked_step = 0, -1
@@ -105,6 +106,7 @@ class Collapse(L.Callback):
         self.checked_step = step
         relative = self.relative(self.measure(trainer, pl_module))
         shown = {f"health/{name}": value for name, value in relative.items()}
+        self.latest = shown
         for logger in trainer.loggers:  # not pl_module.log: it would wait for the logging interval
             logger.log_metrics(shown, step=step - 1)  # as Lightning counts
         self.judge(trainer, pl_module, relative)

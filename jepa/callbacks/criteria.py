@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from jepa.callbacks.collapse import Collapse
 from jepa.callbacks.events import record_event
 from jepa.callbacks.places import n_done
 from jepa.criteria import asks, passes, word
@@ -64,12 +65,15 @@ class Criteria(L.Callback):
     @rank_zero_only
     def grade(self, trainer: L.Trainer, *, epoch: int | None) -> None:
         """Grade the criteria of an epoch."""
-        metrics = trainer.callback_metrics
-        self.note_start(metrics)
+        self.note_start(trainer.callback_metrics)
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, Collapse):
+                metrics |= callback.latest
         for one in self.criteria:
             if one.get("epoch") != epoch or one["metric"] not in metrics:
                 continue
-            value = metrics[one["metric"]].item()
+            value = metrics[one["metric"]]
             if one.get("against") == "start":
                 value /= self.first[one["metric"]]
             elif "against" in one:
