@@ -30,7 +30,6 @@ data:
   _target_: jepa.data.fashion_mnist.FashionMnist
   batch_size: 64
   two_views: false
-  augment: {brightness: 0.4, contrast: 0.4}
 trainer:
   max_epochs: 20
   check_val_every_n_epoch: 2
@@ -40,6 +39,7 @@ trainer:
 callbacks:
   early_stopping: {patience: 10}
 keep_memory: true
+augment: {brightness: 0.4, contrast: 0.4, crop_area_low: 0.5}
 objective: probe/ridge/error
 seed: 0
 """
