@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import random
+import resource
 from pathlib import Path
 
 from jepa.report import entry, new, write
@@ -45,6 +46,12 @@ seed: 0
 """
 KINDS = ("healthy", "diverged", "plateaued", "collapsed", "input-bound", "leaking")
 EPOCHS, STEPS = 20, 200  # of the run, of an epoch; every tenth is logged
+
+
+def processor_s() -> float:
+    """Return the processor time of the commands so far: a busy machine does not lengthen it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def write_run(folder: Path, kind: str = "healthy", *, seed: int = 0, error: float = 0.168) -> Path:
