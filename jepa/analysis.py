@@ -154,6 +154,8 @@ def of_stability(run: Recorded) -> Iterator[tuple[str, Fact]]:
     kinds = [event["kind"] for event in run.events]
     for name, kind in (("skips", "skip"), ("restores", "restore"), ("retries", "retry")):
         yield name, kinds.count(kind)
+    told = [run.report["reason"], *(event.get("why") for event in run.events)]
+    yield "out_of_memory", any("out of memory" in str(one).lower() for one in told)
     norms = column(run.rows, "train/grad_norm")
     if norms:
         yield "grad_norm_peak", max(norms)

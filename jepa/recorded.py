@@ -139,6 +139,9 @@ def read_report(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict) or content.get("schema") != 1:
         raise ValueError(f"{path} is no report of jepa of schema 1")
+    for key, default in unfinished.items():
+        if not isinstance(content.get(key, default), type(default)):
+            raise ValueError(f"{path} is damaged: {key} is no {type(default).__name__}")
     return unfinished | content
 
 

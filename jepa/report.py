@@ -115,7 +115,9 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
     events = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):  # cut off where a run was killed
-            events.append(json.loads(line))
+            event = json.loads(line)
+            if isinstance(event, dict) and "kind" in event:
+                events.append(event)
     return events
 
 

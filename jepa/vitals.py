@@ -1,6 +1,7 @@
 """What metrics.csv says of a finished run's health, judged by the bands of `bands.yaml`."""
 
 import statistics
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ def read_vitals(metrics: Path) -> list[dict[str, Any]]:
     """Return name, value, state and bounds of everything that has a band and was logged."""
     if not metrics.exists():
         return []
-    return judge(read_rows(metrics))
+    try:
+        return judge(read_rows(metrics))
+    except ValueError as error:  # it must not cost a run its report
+        warnings.warn(f"the health of the run is not judged: {error}", stacklevel=2)
+        return []
 
 
 def judge(rows: Rows) -> list[dict[str, Any]]:

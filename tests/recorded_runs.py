@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import random
+import resource
 from pathlib import Path
 
 from jepa.report import entry, new, write
@@ -30,7 +31,6 @@ data:
   _target_: jepa.data.fashion_mnist.FashionMnist
   batch_size: 64
   two_views: false
-  augment: {brightness: 0.4, contrast: 0.4}
 trainer:
   max_epochs: 20
   check_val_every_n_epoch: 2
@@ -40,11 +40,18 @@ trainer:
 callbacks:
   early_stopping: {patience: 10}
 keep_memory: true
+augment: {brightness: 0.4, contrast: 0.4, crop_area_low: 0.5}
 objective: probe/ridge/error
 seed: 0
 """
 KINDS = ("healthy", "diverged", "plateaued", "collapsed", "input-bound", "leaking")
 EPOCHS, STEPS = 20, 200  # of the run, of an epoch; every tenth is logged
+
+
+def processor_s() -> float:
+    """Return the processor time of the commands so far: a busy machine does not lengthen it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def write_run(folder: Path, kind: str = "healthy", *, seed: int = 0, error: float = 0.168) -> Path:

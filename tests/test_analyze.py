@@ -6,12 +6,11 @@ import math
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from recorded_runs import KINDS, write_run
+from recorded_runs import KINDS, processor_s, write_run
 
 from jepa import rules
 from jepa.analysis import facts_of, project, running_median, trend
@@ -155,14 +154,27 @@ def test_every_fact_of_a_rule_has_words(tmp_path):
     assert named - {"reason", "objective", "loss_name", "scored"} <= written
 
 
-def test_every_setting_of_a_rule_exists_in_some_config():
-    import re
+def test_every_setting_of_a_rule_can_be_typed():
+    from hydra import compose, initialize_config_dir
 
-    texts = [path.read_text() for path in CONF.rglob("*.yaml")]
+    from jepa.config import has_key
+
+    choices = (["model=tjepa"], ["data=cifar10", "model=hjepa"], ["data=etth1", "model=patchtst"])
+    with initialize_config_dir(str(CONF), job_name="config"):
+        known = [compose("config", [*one, "study=test"]) for one in choices]
     for rule in all_rules():
-        for one in rule.get("change", ()):
-            last = one["set"].split(".")[-1]
-            assert any(re.search(rf"^ *{last}:", text, re.MULTILINE) for text in texts), one["set"]
+        for one in rule.get("change", ()):  # not below an interpolation, where it could not be set
+            assert any(has_key(cfg, one["set"]) for cfg in known), one["set"]
+
+
+def test_memory_that_ran_out_is_said(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "retry", "why": "CUDA out of memory", "changes": {}}) + "\n")
+    content = analyze(open_run(folder))
+    assert {"out of memory", "started anew"} == {one["name"] for one in content["findings"]}
+    changes = {c["setting"]: c["to"] for c in content["findings"][0]["changes"]}
+    assert changes["data.batch_size"] == 32 and changes["trainer.accumulate_grad_batches"] == 2
 
 
 @pytest.mark.parametrize(
@@ -263,6 +275,13 @@ def test_values_that_are_no_number_are_counted_and_left_out(tmp_path):
     assert [one["name"] for one in content["findings"]] == ["not a number"]
 
 
+def test_events_that_are_none_are_passed_over(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "events.jsonl").write_text('[1]\n"x"\n{"step": 3}\n{"kind": "skip"}\n{"kind": "sk')
+    assert facts_of(open_run(folder))["skips"] == 1
+    assert open_run(folder).events == [{"kind": "skip"}]
+
+
 def test_without_a_report_the_metrics_are_analysed(tmp_path):
     folder = write_run(tmp_path / "run")
     for name in ("report.json", "report.md", "config.yaml", "events.jsonl", "environment.json"):
@@ -298,6 +317,11 @@ def spoil_report(folder):
     return folder
 
 
+def spoil_metrics_of_report(folder):
+    (folder / "report.json").write_text('{"schema": 1, "metrics": [1]}')
+    return folder
+
+
 def spoil_config(folder):
     (folder / "config.yaml").write_text("a: ${oc.env:HOME}\n")
     return folder
@@ -318,6 +342,7 @@ def spoil_empty(folder):
         (spoil_foreign, "not the metrics of a run"),
         (spoil_text, "line 2, column probe/ridge/error: 'a lot' is no number"),
         (spoil_report, "report.json is damaged"),
+        (spoil_metrics_of_report, "report.json is damaged: metrics is no dict"),
         (spoil_config, "no config of a run"),
         (spoil_empty, "nothing was logged yet"),
     ],
@@ -352,9 +377,9 @@ def command(folder, *more):
 @pytest.mark.ci
 def test_the_command_is_done_in_three_seconds_and_waits_for_a_run(tmp_path):
     folder = write_run(tmp_path / "run")
-    started = time.perf_counter()
+    before = processor_s()
     done = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - started < 3 * 3  # 0.7 s alone; the machine may be busy
+    assert processor_s() - before < 3
     assert "extend: Good" in done.stdout and "report.html" in done.stdout
     with (folder / "run.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

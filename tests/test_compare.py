@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
-from recorded_runs import write_run
+from recorded_runs import processor_s, write_run
 
 from jepa import comparison, pairs
 from jepa.compare_page import by_time, html_page, markdown
@@ -287,10 +286,10 @@ def test_twenty_runs_are_compared_in_ten_seconds(tmp_path):
         folder = write_run(tmp_path / "sweep" / str(i), error=0.15 + 0.001 * i)
         labels(with_setting(folder, "width", 64 + i), 0.15 + 0.001 * i, n=10_000)
     out = tmp_path / "out"
-    started = time.perf_counter()
+    before = processor_s()
     arguments = command(f"runs=[{tmp_path / 'sweep'}]", f"out={out}")
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - started < 3 * 10  # 2 s alone; the machine may be busy
+    assert processor_s() - before < 10
     assert "interval" in done.stdout
     assert sorted(path.name for path in out.iterdir()) == ["compare.html", "compare.json", "compare.md"]  # fmt: skip  # noqa: E501
     assert len(json.loads((out / "compare.json").read_text())["groups"]) == 20

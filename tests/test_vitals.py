@@ -58,6 +58,11 @@ def test_the_training_loss_stands_in_and_nothing_gives_nothing(tmp_path):
     assert read_vitals(tmp_path / "none.csv") == [] and vitals(tmp_path) == {}
 
 
+def test_a_damaged_file_costs_the_vitals_and_not_the_report(tmp_path):
+    with pytest.warns(UserWarning, match=r"not judged.*line 2, column val/loss: 'x' is no number"):
+        assert vitals(tmp_path, "0,0,,x,,,,") == {}
+
+
 def test_the_share_of_memory_grows_with_what_is_held():
     before = memory_share(torch.device("cpu"))
     held = torch.ones(2**26)  # 256 MiB
