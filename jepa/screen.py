@@ -127,7 +127,11 @@ def show_table(title: str, rows: list[list[str]]) -> None:
         title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
     )
     for index, name in enumerate(head):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+        if index:  # on a narrow screen names are folded, figures stay whole
+            width = max(len(row[index]) for row in rows)
+            table.add_column(name, justify="right", no_wrap=True, min_width=width)
+        else:
+            table.add_column(name, overflow="fold")
     for row in body:
         table.add_row(*row)
     console.print(table)
