@@ -43,7 +43,7 @@ def test_a_run_directory_holds_what_is_of_record(finished):
     names = {path.name for path in run_dir.iterdir()}
     assert names == {
         "config.yaml", "environment.json", "metrics.csv", "events.jsonl", "report.json",
-        "report.md", "checkpoints", "plots",
+        "report.md", "checkpoints", "plots", "samples.npz",
     }  # fmt: skip  # overrides.yaml, train.log and hydra.yaml come from the command
     assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {
         "last.ckpt", "best.ckpt", "step_4.ckpt", "step_8.ckpt", "manifest.json",
