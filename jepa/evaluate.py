@@ -53,6 +53,8 @@ def own_directory() -> Path | None:
     """Return the directory of a job of a grid; None for a command that is none."""
     from hydra.core.hydra_config import HydraConfig
 
+    if not HydraConfig.initialized():
+        return None
     where = Path(HydraConfig.get().runtime.output_dir)
     return None if where == Path.cwd() else where
 

@@ -399,7 +399,7 @@ def timed(trainer, *, batches=10, batch_s=1.0, stages=None):
         "max_epochs": 100, "max_steps": -1, "max_time": None, "accumulate_grad_batches": 2,
     }  # fmt: skip
     patient.parts = {
-        "settings": OmegaConf.create({"trainer": usual | trainer}),
+        "settings": OmegaConf.create({"trainer": usual | trainer, "time_budget": {"hours": None}}),
         "data": SimpleNamespace(train_dataloader=lambda: range(batches)),
         "trial": SimpleNamespace(batch_s=batch_s),
         "stages": stages or {},

@@ -482,11 +482,13 @@ class TestRuns:
         composed = OmegaConf.create({
             "size": "2m", "resume": "never", "trainer": {"max_epochs": 3}, "model": {"width": 16},
             "stages": {"probe": {"model": {"width": "${model.width}"}}},
+            "time_budget": {"hours": 8},
         })  # fmt: skip
         settled = composed.copy()
         settled.model.width = 180
         stage = stages_of(composed, settled, tmp_path)["probe"]
         assert (stage.model.width, stage.size, stage.trainer.max_epochs) == (180, None, 3)
+        assert stage.time_budget.hours is None  # those hours are of the first run
 
     @pytest.mark.parametrize(
         ("stages", "message"),

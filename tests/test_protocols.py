@@ -252,7 +252,8 @@ def test_finetuning_sees_augmented_images():
     data = Bright()
     data.augment = Augment(
         crop_area_low=0.3, crop_area_high=0.6, crop_aspect=1.0, flip_share=0.5, brightness=0.0,
-        contrast=0.0, saturation=0.0,
+        contrast=0.0, saturation=0.0, rand_ops=0, rand_magnitude=9, three_share=0.0,
+        erase_share=0.0,
     )  # fmt: skip
     assert tune(data, n_steps=4)["log_loss"] != tune(n_steps=4)["log_loss"]
 

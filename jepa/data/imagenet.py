@@ -1,4 +1,4 @@
-"""ImageNet-1k and ImageNet-100, as folders that you have: `data=imagenet1k`, `data=imagenet100`.
+"""ImageNet as folders that you have: `data=imagenet1k`, `data=imagenet100`.
 
 Nothing is downloaded: the images are for those who have agreed to the terms of image-net.org.
 Which hundred classes ImageNet-100 has differs from paper to paper, so the folder's own classes are
