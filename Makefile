@@ -33,8 +33,8 @@ slurm-up:  ## A real SLURM of one node on this machine (root, Debian; it stays u
 	command -v slurmctld >/dev/null || bash tests/local_slurm.sh install
 	SLURM_CPUS=$${SLURM_CPUS:-8} bash tests/local_slurm.sh up
 
-test-slurm: setup  ## The tests that need it
-	$(bin)/pytest -q tests/test_slurm.py tests/test_slurm_sweeps.py -m slow
+test-slurm: setup  ## The tests that need it; only=ci leaves the longest out
+	$(bin)/pytest -q tests/test_slurm.py tests/test_slurm_sweeps.py -m "slow$(if $(only), and $(only))"
 
 slurm-down:  ## Stop it
 	bash tests/local_slurm.sh down

@@ -1,18 +1,11 @@
 """What tests on a real SLURM share: `make slurm-up test-slurm slurm-down`."""
 
-import shutil
 import subprocess
 import time
 
 import pytest
 
-IS_UP = (
-    bool(shutil.which("sinfo"))
-    and not subprocess.run(
-        ["sinfo", "--noheader"], capture_output=True, check=False, timeout=60
-    ).returncode
-)
-needs_slurm = pytest.mark.skipif(not IS_UP, reason="no SLURM answers here: make slurm-up")
+needs_slurm = pytest.mark.usefixtures("slurm")
 
 
 def ask(*line):

@@ -36,7 +36,7 @@ DRIVERS = []
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(tmp_path):
+def nothing_left(tmp_path, slurm):
     yield
     while DRIVERS:
         DRIVERS.pop().kill()
@@ -162,6 +162,7 @@ def test_a_controller_is_killed_and_ends_the_sweep_all_the_same(tmp_path):
     assert "exit code 0" in log.read_text() and (folder / "best.yaml").exists()
 
 
+@pytest.mark.ci
 def test_a_preempted_trial_goes_on_in_its_directory_and_in_the_same_logger_run(tmp_path):
     folder, log = tmp_path / "sweep", tmp_path / "driver.log"
     arguments = real_trials(folder, "logger=[csv,mlflow,tensorboard]", n_trials=1, plan="0:wait")
@@ -189,6 +190,7 @@ def grid(folder, *arguments):
     )
 
 
+@pytest.mark.ci
 def test_a_plain_grid_is_an_array_and_the_same_command_repeats_what_failed(tmp_path):
     folder = tmp_path / "g"
     done = grid(folder, "x=1.0,2.0,3.0", "wrong='1:kill'")
@@ -202,6 +204,7 @@ def test_a_plain_grid_is_an_array_and_the_same_command_repeats_what_failed(tmp_p
     assert after | ended == after and set(after) == {"0", "1", "2"}
 
 
+@pytest.mark.ci
 def test_an_invalid_partition_and_qos_are_refused_once_in_the_words_of_sbatch(tmp_path):
     for setting, words in (("partition", "Invalid partition name"), ("qos", "Invalid qos")):
         more = (f"hydra.launcher.{setting}=nope", "hydra.sweeper.n_jobs=5")
@@ -211,6 +214,7 @@ def test_an_invalid_partition_and_qos_are_refused_once_in_the_words_of_sbatch(tm
         assert said.count(words) == 1 and "Traceback" not in said and "error: SLURM refuses" in said
 
 
+@pytest.mark.ci
 def test_a_directory_that_no_node_sees_is_named_by_the_first_job(tmp_path):
     """The driver alone sees a file system of its own there."""
     (tmp_path / "hidden").mkdir()
