@@ -39,8 +39,9 @@ def write_onnx(path: Path, model: nn.Module, name: str, sample: Tensor) -> float
         ModuleNotFoundError: without the extra `export`.
         ValueError: if it cannot be exported, or differs.
     """
-    import onnxruntime
-    import onnxscript  # noqa: F401  (torch.onnx needs it and says so late)
+    # an extra that a checker may not see; torch.onnx needs onnxscript, and says so late
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+    import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
 
     for noisy in ("onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
