@@ -3,17 +3,17 @@
 Reads a finished run directory and its report, and nothing else.
 """
 
-import csv
 import json
 import statistics
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from jepa import report
+from jepa import history, report
 from jepa.report import asks, digits, grade_word, show
 
 LEVELS = ("minimum", "target", "stretch")
@@ -27,7 +27,6 @@ PICTURES = {
     "neighbours": "nearest training images",
     "spectrum": "spectrum of the codes",
 }
-Rows = list[dict[str, str]]
 
 
 def write(run_dir: Path, content: dict[str, Any]) -> None:
@@ -68,14 +67,14 @@ class Facts:
     """What a run directory says of its run."""
 
     def __init__(self, run_dir: Path):
-        self.rows = read_rows(run_dir / "metrics.csv")
+        self.rows = rows_of(run_dir / "metrics.csv")
         self.config: dict[str, Any] = read(run_dir / "config.yaml", yaml.safe_load) or {}
         self.environment: dict[str, Any] = read(run_dir / "environment.json", json.loads) or {}
         self.overrides: list[str] = read(run_dir / "overrides.yaml", yaml.safe_load) or []
 
     def column(self, name: str) -> list[float]:
         """Return the values of a metric, in order."""
-        return [float(row[name]) for row in self.rows if row.get(name)]
+        return history.column(self.rows, name)
 
     def last(self, name: str) -> float | None:
         """Return the newest value of a metric."""
@@ -120,12 +119,11 @@ def read(path: Path, parse: Callable[[str], Any]) -> Any:
         return None
 
 
-def read_rows(path: Path) -> Rows:
-    """Return the rows of a metrics.csv."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def rows_of(path: Path) -> history.Rows:
+    """Return the rows of a metrics.csv; none where there is none, or it is damaged."""
+    with suppress(FileNotFoundError, ValueError):
+        return history.read_rows(path)
+    return []
 
 
 def summary(content: dict[str, Any], facts: Facts) -> list[str]:

@@ -3,7 +3,6 @@
 Axes: b images, h w pixels, i j rows and columns of patches, n patches, d features, k eigenvalues.
 """
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from jepa import history
 
 GRAY = 0.5  # of what is hidden
 DPI = 100
@@ -186,17 +187,15 @@ def draw_losses(metrics: Path) -> Any:
 
 def read_losses(metrics: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return (steps, values) of each `train/loss_level_<l>` that is positive and finite."""
-    found: dict[str, list[tuple[float, float]]] = {}
     if not metrics.exists():
         return {}
-    with metrics.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for key, value in row.items():
-                if key and key.startswith("train/loss_level_") and value and row.get("step"):
-                    found.setdefault(key, []).append((float(row["step"]), float(value)))
-    points = {key: np.array(found[key]) for key in sorted(found)}
-    kept = {key: one[np.isfinite(one[:, 1]) & (one[:, 1] > 0)] for key, one in points.items()}
-    return {key: (one[:, 0], one[:, 1]) for key, one in kept.items() if len(one) > 1}
+    rows = history.read_rows(metrics)
+    found = {
+        name: [one for one in history.points(rows, name) if one[1] > 0]
+        for name in sorted(history.names(rows, "train/loss_level_"))
+    }
+    arrays = {name: np.array(points) for name, points in found.items() if len(points) > 1}
+    return {name: (one[:, 0], one[:, 1]) for name, one in arrays.items()}
 
 
 def smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

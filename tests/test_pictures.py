@@ -108,7 +108,9 @@ def test_the_frames_and_the_visible_patches_are_those_of_the_masks():
     ],
 )
 def test_every_picture_is_drawn(settings, tmp_path):
-    (tmp_path / "metrics.csv").write_text("step,train/loss_level_0\n0,1.0\n1,nan\n2,0.5\n3,0.25\n")
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,step,train/loss_level_0\n0,0,1.0\n0,1,nan\n0,2,0.5\n0,3,0.25\n"
+    )
     one = shown(**settings)
     one.metrics, one.reference = tmp_path / "metrics.csv", torch.rand(8)
     drawn = {name: pictures.pixels(figure) for name, figure in one.draw(list(DRAW))}
@@ -125,7 +127,7 @@ def test_inputs_are_shown_as_the_pixels_they_came_from():
 def test_losses_that_are_no_number_are_left_out(tmp_path):
     path = tmp_path / "metrics.csv"
     assert pictures.draw_losses(path) is None
-    path.write_text("step,train/loss_level_0\n0,1.0\n1,nan\n2,inf\n3,0.25\n")
+    path.write_text("epoch,step,train/loss_level_0\n0,0,1.0\n0,1,nan\n0,2,inf\n0,3,0.25\n")
     steps, values = pictures.read_losses(path)["train/loss_level_0"]
     assert steps.tolist() == [0, 3] and values.tolist() == [1.0, 0.25]
 
