@@ -196,8 +196,8 @@ def test_every_family_logs_what_it_asks_of_the_machine(tmp_path, family):
 def test_removing_what_watches_the_machine_changes_no_weight(tmp_path):
     steps = ["trainer=cpu", "trainer.max_steps=4", "trainer.log_every_n_steps=2", "test=false"]
     rest = ["logger=tensorboard", "callbacks.collapse=null", "callbacks.probe.max_rows=50"]
-    off = [f"callbacks.{name}=null" for name in ("norms", "machine", "pictures")]
-    for name, more in (("on", ["callbacks.pictures.histograms=true"]), ("off", off)):
+    off = [f"callbacks.{name}=null" for name in ("norms", "machine", "pictures", "histograms")]
+    for name, more in (("on", ["callbacks.histograms.every=1"]), ("off", off)):
         run_training(tmp_path / name, *FAMILIES["images"], *steps, *rest, *more)
     a, b = weights(tmp_path / "on"), weights(tmp_path / "off")
     assert all(torch.equal(a[key], b[key]) for key in a)
