@@ -108,7 +108,8 @@ def test_seeds_decide_the_draws(tmp_path):
 @long
 def test_a_driver_killed_twice_loses_no_trial(tmp_path):
     folder = tmp_path / "s"
-    arguments = ("seconds=0.3", "n_steps=4", "hydra.sweeper.pruner=none")
+    # longer than the next driver takes to start: else they end meanwhile, and are told
+    arguments = ("seconds=2.0", "n_steps=4", "hydra.sweeper.pruner=none")
     for n in (1, 3):  # told before the kill
         driver = subprocess.Popen(line(folder, *arguments, n_trials=8), cwd=tmp_path)
         enough = lambda n=n: (folder / "trials.csv").exists() and len(told(folder)) >= n  # noqa: E731

@@ -63,8 +63,10 @@ def test_tensorboard_gets_settings_and_scores(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_mlflow_gets_settings_scores_files_and_the_place_in_a_sweep(tmp_path):
+def test_mlflow_gets_settings_scores_files_and_the_place_in_a_sweep(tmp_path, monkeypatch):
     pytest.importorskip("mlflow", reason="needs the extra `mlflow`")
+    # mlflow sets it itself, and it would reach the commands of other tests
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     from lightning.pytorch.loggers import MLFlowLogger
 
     sweep = tmp_path / "study"

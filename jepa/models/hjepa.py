@@ -247,10 +247,12 @@ class HJEPA(L.LightningModule):
         parts = parts_of(self, name)
         return [f"{part}_{i}" for part in parts for i in range(self.width)]
 
+    @torch.no_grad()
     def embed(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b e"]:
         """Code images with the teacher, from all patches; another image size is taken as well."""
-        return self.embed_each(x, [OWN])[OWN]
+        return embed_each(self, x, [OWN])[OWN]
 
+    @torch.no_grad()
     def embed_each(
         self, x: Float[Tensor, "b c y x"], names: Sequence[str]
     ) -> dict[str, Float[Tensor, "b _"]]:

@@ -44,7 +44,6 @@ def parts_of(model: Any, name: str) -> list[str]:
     return parts
 
 
-@torch.no_grad()
 def embed_each(
     model: Any, x: Float[Tensor, "b c y x"], names: Sequence[str]
 ) -> dict[str, Float[Tensor, "b _"]]:
