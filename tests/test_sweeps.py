@@ -114,6 +114,7 @@ def test_a_driver_killed_twice_loses_no_trial(tmp_path):
         driver = subprocess.Popen(line(folder, *arguments, n_trials=8), cwd=tmp_path)
         enough = lambda n=n: (folder / "trials.csv").exists() and len(told(folder)) >= n  # noqa: E731
         wait_until(enough, driver)
+        time.sleep(1.0)  # those that replace them are in flight
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     sweep(folder, *arguments, n_trials=8)
