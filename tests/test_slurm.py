@@ -62,7 +62,7 @@ def test_three_requeues_by_signal_by_scontrol_and_at_the_time_limit(tmp_path, su
     whole = tmp_path / "whole"
     run_dir = tmp_path / "run"
     arguments = settings_of("tjepa", tmp_path, "callbacks.early_stopping.patience=null")
-    arguments += ["trainer.max_epochs=60"]
+    arguments += ["trainer.max_epochs=300"]
     job, log = submit(arguments, "--time=30")
     for n, how in enumerate(HOW, start=1):
         requeued(job, how, n, run_dir, log)
