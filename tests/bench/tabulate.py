@@ -2,6 +2,7 @@
 
 `JEPA_DATA=<data> python -m tests.bench.tabulate` writes tjepa_grid.csv: the settings of each run,
 its error on the validation split (probe/ridge/error) after each epoch, and the seconds of CPU.
+It goes on with the points that are missing.
 """
 
 import csv
@@ -30,13 +31,18 @@ FIXED = (
 
 
 def main() -> None:
-    """Run every point and write the table."""
+    """Run every point that is missing and add it to the table."""
     points = [dict(zip(GRID, one, strict=True)) for one in itertools.product(*GRID.values())]
     errors = [f"error_{n}" for n in range(1, N_EPOCHS + 1)]
-    with TABLE.open("w", newline="") as file:
+    with TABLE.open("a+", newline="") as file:
+        file.seek(0)
+        known = [{key: row[key] for key in GRID} for row in csv.DictReader(file)]
         writer = csv.DictWriter(file, [*GRID, *errors, "seconds"], lineterminator="\n")
-        writer.writeheader()
+        if not known:
+            writer.writeheader()
         for point in points:
+            if point in known:
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 began = time.process_time()
                 run_dir = Path(folder) / "run"
