@@ -333,7 +333,9 @@ def finish(
             max_split_rows=cfg.report.max_split_rows,
             seed=cfg.seed,
         )
-        write_samples(run_dir, measured.pop("samples"))
+        samples = measured.pop("samples")
+        with suppress(OSError):  # a full disk costs paired comparisons, not the report
+            write_samples(run_dir, samples)
         content |= measured
     report.add_stages(content, stages)
     content["criteria"] = report.grade(criteria_of(cfg), content)

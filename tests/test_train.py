@@ -1,6 +1,7 @@
 """The commands of the README, and what a run leaves behind."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -36,6 +37,17 @@ def finished(tmp_path_factory):
     table = write_table(folder / "table.csv")
     value = run_training(folder / "run", *overrides_for(table))
     return folder / "run", value
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_report(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("jepa.samples.write_samples", full)
+    run_training(tmp_path / "run", *overrides_for(write_table(tmp_path / "t.csv")))
+    content = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert content["status"] == "finished" and content["metrics"]
+    assert not (tmp_path / "run" / "samples.npz").exists()
 
 
 def test_a_run_directory_holds_what_is_of_record(finished):
