@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jepa.callbacks.terminal import Terminal
 from jepa.sweeps import study as studies
+from jepa.sweeps.alarm import Alarm
 from jepa.sweeps.local import POLL_S, Job
 from jepa.sweeps.outcome import Outcome
 from jepa.sweeps.space import Space
@@ -100,8 +101,9 @@ class Sweep:
             TooManyFailures: if too large a part of the trials failed.
         """
         self.driver = studies.Driver(self.folder)
-        terminal, before = Terminal(), self.listen()
+        terminal, alarm, before = Terminal(), Alarm(), self.listen()
         terminal.open()
+        alarm.open()
         try:
             with studies.alone(self.folder):
                 self.take_over()
@@ -109,12 +111,13 @@ class Sweep:
                     print(f"trial {number}: its driver died; it is run again", flush=True)
             while (self.fill() or self.flights) and not self.heard:
                 self.shown(self.flights)
-                time.sleep(POLL_S)
+                alarm.wait(POLL_S)
                 self.look(terminal)
                 if any([self.check(flight) for flight in list(self.flights)]):
                     self.refuse_to_fail()
         finally:
             terminal.close()
+            alarm.close()
             self.leave()
             for number, handler in before.items():
                 signal.signal(number, handler)

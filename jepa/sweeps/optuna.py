@@ -195,12 +195,13 @@ class Pages:
     def __init__(self, study: "optuna.Study", folder: Path):
         self.study, self.folder = study, folder
         self.began = time.monotonic()
+        self.known: dict[int, list[Any]] = {}
         self.drawing: subprocess.Popen | None = None
 
     def write(self) -> None:
         """Write; plots take seconds, and trials are not to wait for them."""
         with suppress(OSError):  # a full disk costs a table, not the sweep
-            write_tables(self.study, self.folder)
+            write_tables(self.study, self.folder, self.known)
             drawn = self.drawing is None or self.drawing.poll() is not None
             if drawn and time.monotonic() - self.began > PAGE_S:
                 self.began = time.monotonic()

@@ -41,15 +41,28 @@ def record(folder: Path, *, storage: str | None, name: str, command: Sequence[st
     write_text(folder / RECORD, OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
-def write_tables(study: "optuna.Study", folder: Path) -> None:
-    """Write trials.csv and best.yaml."""
+def write_tables(
+    study: "optuna.Study", folder: Path, known: dict[int, list[Any]] | None = None
+) -> None:
+    """Write trials.csv and best.yaml.
+
+    Args:
+        study: whose trials.
+        folder: of the sweep.
+        known: the rows of trials that had ended at an earlier call; filled here.
+    """
     trials = study.get_trials(deepcopy=False)
+    known = {} if known is None else known
+    for trial in trials:
+        if trial.number not in known and trial.state.is_finished():
+            known[trial.number] = row(trial, folder)
     keys = sorted({key for trial in trials for key in trial.params})
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow([*FIRST, *keys])
     for trial in trials:
-        rows.writerow([*row(trial, folder), *(trial.params.get(key, "") for key in keys)])
+        first = known.get(trial.number) or row(trial, folder)
+        rows.writerow([*first, *(trial.params.get(key, "") for key in keys)])
     write_text(folder / "trials.csv", text.getvalue())
     best = [studies.best_of(trials)] if len(study.directions) == 1 else study.best_trials
     if best := [one for one in best if one is not None]:

@@ -72,7 +72,7 @@ def overhead(console: Console, *, n_trials: int) -> dict[str, Any]:
         while sweep.poll() is None:
             n_told = len(list(folder.glob(f"*/{RESULT}")))
             memory.append((n_told, resident(sweep.pid)))
-            time.sleep(0.5)
+            time.sleep(0.2)
         study = optuna.load_study(study_name="study", storage=f"sqlite:///{folder}/optuna.db")
         trials = study.trials
         script = [
@@ -82,7 +82,7 @@ def overhead(console: Console, *, n_trials: int) -> dict[str, Any]:
     gaps = [b - a for a, b in itertools.pairwise(starts)]
     ms = 1000 * (statistics.median(gaps) - statistics.median(script))
     early = statistics.median(m for n, m in memory if n_trials / 10 < n < n_trials / 3)
-    late = statistics.median(m for n, m in memory if n > 0.8 * n_trials)
+    late = statistics.median(m for n, m in memory if 0.8 * n_trials < n < n_trials)
     lost = n_trials - sum(one.state.name == "COMPLETE" for one in trials)
     console.print(
         f"driver: {ms:.0f} ms a trial (median of {n_trials}), {lost} lost, "
@@ -129,7 +129,7 @@ def utilisation(console: Console, *, n_trials: int) -> dict[str, float]:
 
 @dataclass
 class Clock:
-    """Stands in for `time` in the driver."""
+    """Stands in for `time` and for the alarm in the driver."""
 
     now: float = 0.0
 
@@ -137,9 +137,16 @@ class Clock:
         """Return the seconds counted so far."""
         return self.now
 
-    def sleep(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> None:
         """Count them."""
         self.now += seconds
+
+    sleep = wait
+
+    def open(self) -> None:
+        """Nothing to listen to."""
+
+    close = open
 
 
 @dataclass
@@ -197,6 +204,7 @@ def search(
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(driver, "time", clock),
+        mock.patch.object(driver, "Alarm", lambda: clock),
         mock.patch.object(driver, "heartbeat", beats),
     ):
         nothing = lambda *_: None  # noqa: E731
