@@ -17,12 +17,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-SETTINGS = {"family": "digits", "minutes": "30", "kills": "0", "every": "10,30", "seed": "0"}
+SETTINGS = {"family": "digits", "minutes": "30", "kills": "0", "every": "10,30", "seed": "0",
+            "epochs": "1200"}  # fmt: skip
 WAYS = ("SIGKILL", "SIGTERM", "STOP")
 LEFT = {"SIGKILL": (-9,), "SIGTERM": (143, -15), "STOP": (0,)}  # -15: before it listens
 DIGITS = (
     "+experiment=hjepa_digits", "test=false", "logger=csv", "trainer=cpu",
-    "trainer.max_epochs=200", "callbacks.resume.every_n_steps=10", "callbacks.resume.keep=3",
+    "callbacks.resume.every_n_steps=10", "callbacks.resume.keep=3",
     "trainer.log_every_n_steps=1",
 )  # fmt: skip
 
@@ -105,12 +106,12 @@ def whole(folder: Path, arguments: list[str]) -> float:
     return time.monotonic() - began
 
 
-def settings_of(family: str, folder: Path) -> list[str]:
+def settings_of(family: str, epochs: str, folder: Path) -> list[str]:
     """Return the run: the offline H-JEPA run, or a small one of the resume tests."""
     import resume_cases
 
     if family == "digits":
-        return list(DIGITS)
+        return [*DIGITS, f"trainer.max_epochs={epochs}"]
     return [
         *resume_cases.settings_of(family, folder),
         "trainer.max_epochs=240",
@@ -154,7 +155,7 @@ def main(*arguments: str) -> None:
     low, high = map(float, settings["every"].split(","))
     kills, minutes = int(settings["kills"]), float(settings["minutes"])
     folder, console = Path(tempfile.mkdtemp(prefix="soak_")), Console()
-    run = settings_of(settings["family"], folder)
+    run = settings_of(settings["family"], settings["epochs"], folder)
     console.print(f"{folder}: undisturbed {whole(folder, run):.0f} s")
     ways = ("SIGKILL",) if kills else WAYS
     soak = Soak(folder / "run", run, (low, high), random.Random(int(settings["seed"])))
@@ -168,6 +169,8 @@ def main(*arguments: str) -> None:
             raise SystemExit(f"the run failed: {folder / 'run.log'}")
     if sum(life.end == "SIGKILL" for life in soak.lives) < kills:
         raise SystemExit(f"the run was over before {kills} kills: give a smaller every=")
+    if not kills and time.monotonic() - began < 60 * minutes:
+        raise SystemExit(f"the run was over before {minutes:g} minutes: give more epochs=")
     judge(console, soak, folder)
 
 

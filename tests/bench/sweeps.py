@@ -120,11 +120,22 @@ def utilisation(console: Console, *, n_trials: int) -> dict[str, float]:
             assert sweep.wait() == 0
             times = [tuple(map(float, p.read_text().split())) for p in folder.glob("*/times")]
         assert len(times) == n_trials
-        busy = sum(b - a for a, b in times)
-        wall = max(b for _, b in times) - min(a for a, _ in times)
-        shares[who] = busy / (8 * wall)
-        console.print(f"utilisation of 8 places, {who}: {shares[who]:.1%} over {wall:.0f} s")
+        whole = busy_share(times, until=max(end for _, end in times))
+        steady = busy_share(times, until=max(start for start, _ in times))
+        wall = max(end for _, end in times) - min(start for start, _ in times)
+        shares |= {who: whole, f"{who} while trials wait": steady}
+        console.print(
+            f"utilisation of 8 places, {who}: {whole:.1%} over {wall:.0f} s, "
+            f"{steady:.1%} until the last trial starts"
+        )
     return shares
+
+
+def busy_share(times: list[tuple[float, ...]], *, until: float) -> float:
+    """Return the share of 8 places that is busy from the first start on."""
+    first = min(start for start, _ in times)
+    busy = sum(max(0.0, min(end, until) - start) for start, end in times)
+    return busy / (8 * (until - first))
 
 
 @dataclass
