@@ -18,23 +18,28 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from jepa.models.hjepa_checks import check_local, check_spec, check_views
 from jepa.models.hjepa_codes import LAST, OWN, embed_each, parts_of, representations
 from jepa.models.hjepa_looks import Looks, look
 from jepa.models.hjepa_weights import transfer
+from jepa.models.optimization import (
+    bounded_steps,
+    build_optimizer,
+    log_step,
+    scheduled,
+    set_weight_decay,
+)
 from jepa.nn.blocks import Blocks, Masking
 from jepa.nn.checks import check_choice, check_range
-from jepa.nn.decay import decay_groups
 from jepa.nn.ema import Teacher, has_gradients
 from jepa.nn.levels import Levels
 from jepa.nn.losses import CodeTerms
 from jepa.nn.masking import stream
 from jepa.nn.pyramid import Pyramid
 from jepa.nn.vit import ATTENTIONS, BlockPredictor, ViT, init_weights
-from jepa.schedules import cosine, linear, warmup_cosine
+from jepa.schedules import linear, warmup_cosine
 from jepa.spec import ImageSpec
 
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
@@ -389,13 +394,13 @@ class HJEPA(L.LightningModule):
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         """Step the student, then move the teacher: once per step, also under accumulation."""
         step = self.global_step
-        if self.weight_decay_end is not None:
-            optimizer.param_groups[0]["weight_decay"] = cosine(
-                step,
-                total=self.total_steps,
-                start=self.weight_decay_start,
-                end=self.weight_decay_end,
-            )
+        set_weight_decay(
+            optimizer,
+            step,
+            total=self.total_steps,
+            start=self.weight_decay_start,
+            end=self.weight_decay_end,
+        )
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if not has_gradients(optimizer):
             return  # nothing was stepped
@@ -408,35 +413,17 @@ class HJEPA(L.LightningModule):
         )
         self.teacher.update(self.encoder, momentum)
         self.terms.update(momentum)
-        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if (step + 1) % every == 0:  # else nobody would read it
-            group = optimizer.param_groups[0]
-            self.log("train/lr", group["lr"])
-            self.log("train/weight_decay", group.get("weight_decay", 0.0))
-            self.log("train/momentum", momentum)
+        log_step(self, optimizer, step, momentum=momentum)
 
     def configure_optimizers(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Build the optimizer: weight decay on the matrices of linear layers only.
-
-        Raises:
-            ValueError: if the number of steps is not bounded; the schedules need an end.
-        """
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise ValueError(
-                "the schedules need an end, but trainer.max_epochs and trainer.max_steps are both "
-                "unlimited: set trainer.max_epochs or trainer.max_steps"
-            )
-        self.total_steps = int(total)
+        """Build optimizer and schedule."""
+        self.total_steps = bounded_steps(self.trainer)
         nets = [self.encoder, self.predictor, self.pyramid, *self.terms.trained()]
-        matrices, rest = decay_groups(nets)
-        optimizer = self.optimizer([{"params": matrices}, {"params": rest, "weight_decay": 0.0}])
-        self.weight_decay_start = optimizer.param_groups[0].get("weight_decay", 0.0)
+        optimizer, self.weight_decay_start = build_optimizer(self.optimizer, nets)
         factor = partial(
             warmup_cosine,
             warmup=round(self.warmup_share * self.total_steps),
             total=self.total_steps,
             final=self.final_lr_share,
         )
-        schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return scheduled(optimizer, factor)

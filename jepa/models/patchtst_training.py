@@ -14,10 +14,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
+from jepa.models.optimization import (
+    bounded_steps,
+    build_optimizer,
+    log_step,
+    scheduled,
+    set_weight_decay,
+)
 from jepa.nn.checks import check_choice, check_range
-from jepa.nn.decay import decay_groups
 from jepa.nn.ema import has_gradients
 from jepa.nn.norm import moments, standardize
 from jepa.nn.series_encoder import PatchTSTEncoder
@@ -249,24 +254,16 @@ class SeriesModel(L.LightningModule):
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         """Step, with the weight decay of this step; then do what the model does after one."""
         step = self.global_step
-        if self.weight_decay_end is not None:
-            optimizer.param_groups[0]["weight_decay"] = cosine(
-                step,
-                total=self.total_steps,
-                start=self.weight_decay_start,
-                end=self.weight_decay_end,
-            )
+        set_weight_decay(
+            optimizer,
+            step,
+            total=self.total_steps,
+            start=self.weight_decay_start,
+            end=self.weight_decay_end,
+        )
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if not has_gradients(optimizer):
-            return  # nothing was stepped
-        noted = self.after_step(step)
-        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if (step + 1) % every == 0:  # else nobody would read it
-            group = optimizer.param_groups[0]
-            self.log("train/lr", group["lr"])
-            self.log("train/weight_decay", group.get("weight_decay", 0.0))
-            for name, value in noted.items():
-                self.log(f"train/{name}", value)
+        if has_gradients(optimizer):  # else nothing was stepped
+            log_step(self, optimizer, step, **self.after_step(step))
 
     def after_step(self, step: int) -> dict[str, float]:
         """Return what else there is to log."""
@@ -281,22 +278,9 @@ class SeriesModel(L.LightningModule):
         return max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
 
     def configure_optimizers(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Build the optimizer: weight decay on the matrices of linear layers only.
-
-        Raises:
-            ValueError: if the number of steps is not bounded; the schedules need an end.
-        """
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise ValueError(
-                "the schedules need an end, but trainer.max_epochs and trainer.max_steps are both "
-                "unlimited: set trainer.max_epochs or trainer.max_steps"
-            )
-        self.total_steps = int(total)
-        groups = ([p for p in group if p.requires_grad] for group in decay_groups([self]))
-        matrices, rest = groups
-        optimizer = self.optimizer([{"params": matrices}, {"params": rest, "weight_decay": 0.0}])
-        self.weight_decay_start = optimizer.param_groups[0].get("weight_decay", 0.0)
+        """Build optimizer and schedule."""
+        self.total_steps = bounded_steps(self.trainer)
+        optimizer, self.weight_decay_start = build_optimizer(self.optimizer, [self])
         factor = partial(
             rate,
             schedule=self.schedule,
@@ -306,5 +290,4 @@ class SeriesModel(L.LightningModule):
             epoch_steps=self._epoch_steps(),
             first_epoch=self.first_epoch_lr_share,
         )
-        schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return scheduled(optimizer, factor)
