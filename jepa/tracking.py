@@ -1,14 +1,45 @@
-"""What trackers get beside the curves: settings, final scores, files, and the place in a sweep."""
+"""Trackers: their runs, and what they get beside the curves: settings, final scores, files."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
+from omegaconf import DictConfig
+
+from jepa.directory import is_first_rank
 
 FILES = ("config.yaml", "report.json", "report.md", "metrics.csv", "events.jsonl")
 PARENT = "mlflow_parent"  # in a sweep directory: the MLflow run above those of its trials
+
+
+def build_loggers(cfg: DictConfig, run_dir: Path, step: int | None) -> list:
+    """Return the loggers of the config; a run that goes on keeps its runs in them.
+
+    Args:
+        cfg: settled.
+        run_dir: its loggers.json has the identity of each run in a tracking server.
+        step: from which a run goes on; None for a new one.
+    """
+    record = run_dir / "loggers.json"
+    known = json.loads(record.read_text()) if step is not None and record.exists() else {}
+    loggers, identities = [], {}
+    for name, node in (cfg.logger or {}).items():
+        own = {"purge_step": step, "run_id": known.get(name), "id": known.get(name)}
+        keys = {key: value for key, value in own.items() if key in node and node[key] is None}
+        logger = instantiate(node, **keys)
+        loggers.append(logger)
+        if is_first_rank() and keys.keys() & {"run_id", "id"}:
+            _ = logger.experiment  # it gets its identity with the first use
+            identities[name] = logger.version
+            if "run_id" in keys and not known and (run_dir.parent / "sweep.yaml").exists():
+                nest(logger, run_dir.parent)
+    if identities:
+        record.write_text(json.dumps(identities) + "\n")
+    return loggers
 
 
 def tell(

@@ -1,6 +1,5 @@
 """Train one model: `python -m jepa.train [+experiment=<name>] [key=value ...]`."""
 
-import json
 import logging
 import os
 import sys
@@ -157,6 +156,7 @@ def attempt(cfg: DictConfig, run_dir: Path) -> float:
     from jepa.settle import predicts_target, settle
     from jepa.stages import check_stages, run_stages, stages_of
     from jepa.time_budget import planned
+    from jepa.tracking import build_loggers
 
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -257,36 +257,6 @@ def build_callbacks(
         callbacks = [c for c in built if not isinstance(c, partial)]
     spec = spec_state(data.spec)
     return [Record(config=text, spec=spec, preprocessing=data.preprocessing), *callbacks]
-
-
-def build_loggers(cfg: DictConfig, run_dir: Path, step: int | None) -> list:
-    """Return the loggers of the config; a run that goes on keeps its runs in them.
-
-    Args:
-        cfg: settled.
-        run_dir: its loggers.json has the identity of each run in a tracking server.
-        step: from which a run goes on; None for a new one.
-    """
-    from hydra.utils import instantiate
-
-    from jepa.tracking import nest
-
-    record = run_dir / "loggers.json"
-    known = json.loads(record.read_text()) if step is not None and record.exists() else {}
-    loggers, identities = [], {}
-    for name, node in (cfg.logger or {}).items():
-        own = {"purge_step": step, "run_id": known.get(name), "id": known.get(name)}
-        keys = {key: value for key, value in own.items() if key in node and node[key] is None}
-        logger = instantiate(node, **keys)
-        loggers.append(logger)
-        if is_first_rank() and keys.keys() & {"run_id", "id"}:
-            _ = logger.experiment  # it gets its identity with the first use
-            identities[name] = logger.version
-            if "run_id" in keys and not known and (run_dir.parent / "sweep.yaml").exists():
-                nest(logger, run_dir.parent)
-    if identities:
-        record.write_text(json.dumps(identities) + "\n")
-    return loggers
 
 
 def finish(

@@ -15,6 +15,7 @@ from resume_cases import (
     settings_of,
     trace,
 )
+from test_large_images import folder as small_folder
 
 from jepa.callbacks.random_state import random_state, set_random_state
 
@@ -121,3 +122,21 @@ def test_the_whole_matrix(whole, tmp_path, family, place, accumulate, probes):
     folder = whole(family, *more)
     go_on(family, folder, tmp_path / "run", PLACES[place], *more)
     assert_same_run(folder / "run", tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.resume
+@pytest.mark.parametrize("place", PLACES)
+def test_it_does_not_depend_on_the_threads_that_decode(tmp_path, place):
+    root = small_folder(tmp_path / "images", n=40)
+    more = [
+        "data=image_folder", f"data.path={root}", "data.image_size=16", "data.storage=files",
+        f"data.cache_dir={tmp_path / 'cache'}", "trainer.accumulate_grad_batches=2",
+    ]  # fmt: skip
+    arguments = [
+        one for one in settings_of("hjepa", tmp_path, *more) if not one.startswith("data.n_images")
+    ]
+    run_until(None, tmp_path / "whole", [*arguments, "data.n_workers=1"])
+    run_until(PLACES[place], tmp_path / "run", [*arguments, "data.n_workers=1"])
+    run_until(None, tmp_path / "run", [*arguments, "data.n_workers=3", "resume=auto"])
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
