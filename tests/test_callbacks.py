@@ -1,5 +1,6 @@
 import csv
 import math
+import time
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -191,6 +192,18 @@ def test_every_family_logs_what_it_asks_of_the_machine(tmp_path, family):
     (end,) = [row for row in rows if "memory/mib" in row]
     assert 50 < end["memory/mib"] < 1e6 and end["memory/disk_left_gib"] > 0
     assert 0 < end["time/device_share"] < 2 and end["time/left_s"] == 0
+
+
+def test_the_time_of_other_callbacks_is_no_part_of_a_step(tmp_path, monkeypatch):
+    from jepa.callbacks.heartbeat import Heartbeat
+
+    slow = lambda *_: time.sleep(2)  # noqa: E731
+    monkeypatch.setattr(Heartbeat, "on_train_batch_end", slow)
+    steps = ["trainer=cpu", "trainer.max_steps=2", "trainer.log_every_n_steps=1", "test=false"]
+    rest = ["logger=csv", "callbacks.collapse=null", "callbacks.probe.max_rows=50"]
+    run_training(tmp_path / "run", *FAMILIES["series"], *steps, *rest)
+    row = [row for row in rows_of(tmp_path / "run") if "train/loss" in row][-1]
+    assert row["time/optimizer_ms"] < 1000
 
 
 def test_removing_what_watches_the_machine_changes_no_weight(tmp_path):
