@@ -85,7 +85,7 @@ def overview(
         "Parallel coordinates: a line for each trial",
         lambda: plots.plot_parallel_coordinate(study, target_name=objective),
         f"Each trial as a line from its {objective} through its parameters; the best has {chosen}.",
-        width=max(WIDTH, 1.5 + 1.25 * len(keys)),
+        width=max(WIDTH, 1.5 + 1.4 * len(keys)),
         height=1.25 * HEIGHT,
         broad=True,
         keys=keys,
@@ -182,17 +182,20 @@ def tidy(axes: Any, keys: Sequence[str]) -> None:
         axes.set_yticks(axes.get_yticks(), [wrapped(name, 18) for name in names])
     names = [text.get_text() for text in axes.get_xticklabels()]
     if any(len(name) > 12 for name in names):
-        whole = [unshortened(name, keys) for name in names]
+        whole = unshortened(names, keys)
         axes.set_xticks(axes.get_xticks(), [wrapped(name, 14) for name in whole], rotation=0)
     if keys:  # numbers that lines cross
         for text in axes.get_yticklabels():
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})
 
 
-def unshortened(name: str, keys: Sequence[str]) -> str:
-    """Return the name that Optuna cut off at twenty letters."""
-    start = name.removesuffix("...")
-    return next((key for key in keys if start != name and key.startswith(start)), name)
+def unshortened(names: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Return names that Optuna cut off at twenty letters whole; the keys are in their order."""
+    if len(names) != len(keys):
+        return list(names)
+    stems = [name.removesuffix("...") for name in names]  # several keys may begin alike
+    both = zip(names, stems, keys, strict=True)
+    return [key if key.startswith(stem) else name for name, stem, key in both]
 
 
 def wrapped(name: str, width: int) -> str:
