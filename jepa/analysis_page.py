@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from jepa import page, report, rules
+from jepa import glossary, page, report, rules
 from jepa.recorded import Recorded
 from jepa.run_charts import charts_of
 
-HIDDEN = ("status", "reason", "objective", "scored", "loss_name")  # said elsewhere on the page
+# said elsewhere on the page, the share of the memory among the facts themselves
+HIDDEN = ("status", "reason", "objective", "scored", "loss_name", "memory_share")
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -44,7 +45,7 @@ def html_page(run: Recorded, content: dict[str, Any], notes: str) -> str:
     parts = [
         page.heading(f"{content['model']} on {content['data']}{stamp}", 1),
         page.paragraph(f"{run.folder} · {content['status']}: {content['reason']}", "pale"),
-        page.paragraph(f"{decision['name']}: {decision['says']}", f"lead {decision['state']}"),
+        page.lead(f"{decision['name']}:", decision["says"], decision["state"]),
         page.paragraph(sentence(decision["do"])) if decision["do"] else "",
         page.table(change_rows(decision["changes"]), code_first=True),
         page.code(content["next"]) if content["next"] else "",
@@ -67,7 +68,8 @@ def html_page(run: Recorded, content: dict[str, Any], notes: str) -> str:
     if content["projected_hours"]:
         parts += [page.heading("Projected time"), page.table(time_rows(content))]
         parts += [page.paragraph("At the measured rate of this run on its machine, probes at the same rhythm.", "pale")]  # fmt: skip  # noqa: E501
-    parts += [page.heading("Facts"), page.table(fact_rows(content))]
+    parts += [page.heading("Facts"), page.table(fact_rows(content), columns=True)]
+    parts += [page.terms("What the words mean", glossary.found_in("".join(parts)))]
     parts += [page.heading("Notes"), page.code(notes.strip())] if notes.strip() else []
     parts += [page.heading("Machine"), page.table(machine_rows(run))]
     return page.page(f"{content['model']} on {content['data']}: {decision['name']}", parts)
@@ -123,7 +125,7 @@ def machine_rows(run: Recorded) -> list[list[str]]:
     rows += [["commit", str(known.get("commit"))], ["platform", str(known.get("platform"))]]
     rows += [["GPU", ", ".join(map(str, known["cuda"]))]] if known.get("cuda") else []
     rows += [["versions", ", ".join(f"{name} {version}" for name, version in versions.items())]]
-    return [["", ""], *(row for row in rows if row[1] not in ("", "None"))]
+    return [["what", "recorded"], *(row for row in rows if row[1] not in ("", "None"))]
 
 
 def duration(hours: float) -> str:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from jepa.history import Points
 
-WIDTH, HEIGHT = 480, 300  # of the viewBox; a page scales it
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 16, 46
+WIDTH, HEIGHT = 400, 270  # of the viewBox, about what a column of a page has: text keeps its size
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 32, 44
 MOST_POINTS = 300  # of one line; of more, the extremes of each part are drawn
+MOST_DOTS = 12  # of one line; more of them hide it
 N_COLOURS = 8  # in the style of the page
 
 
@@ -22,10 +23,11 @@ class Line:
 
     Args:
         name: in the legend; empty for a line without an entry.
-        points: (x, y) in rising x; a single one is a level across the chart.
+        points: (x, y) in rising x.
         colour: number of its colour.
         faint: thin and pale, as the raw values behind a smoothed line.
-        dashed: as a single point is.
+        dashed: as a level is.
+        level: the first value, across the whole chart.
     """
 
     name: str
@@ -33,11 +35,12 @@ class Line:
     colour: int = 0
     faint: bool = False
     dashed: bool = False
+    level: bool = False
 
     @property
     def style(self) -> str:
         """Classes of the page's style."""
-        dashed = " level" if self.dashed or len(self.points) == 1 else ""
+        dashed = " level" if self.dashed or self.level else ""
         return f"c{self.colour % N_COLOURS}{dashed}{' faint' if self.faint else ''}"
 
 
@@ -52,13 +55,11 @@ def line_chart(title: str, lines: Sequence[Line], *, x: str, y: str, log: bool =
         log: a logarithmic y axis, where all values allow one.
     """
     lines = [line for line in lines if line.points]
-    if not any(len(line.points) > 1 for line in lines):
+    if not any(len(line.points) > 1 for line in lines if not line.level):
         return ""
     every = [point for line in lines for point in line.points]
     log = log and min(value for _, value in every) > 0
-    across = Scale.of(
-        [a for line in lines if len(line.points) > 1 for a, _ in line.points], log=False
-    )
+    across = Scale.of([a for line in lines if not line.level for a, _ in line.points], log=False)
     up = Scale.of([value for _, value in every], log=log)
     parts = [*grid(across, up, x=x, y=y)]
     parts += [draw(line, across, up) for line in lines]
@@ -84,7 +85,7 @@ class Scale:
         """Return a scale that holds all values."""
         low, high = min(values), max(values)
         if low == high:  # one level, in the middle
-            room = 2.0 if log else abs(low) / 2 + 0.5
+            room = 2.0 if log else abs(low) / 2 or 0.5
         else:
             room = (high / low) ** 0.04 if log else 0.04 * (high - low)
         low, high = (low / room, high * room) if log else (low - room, high + room)
@@ -106,8 +107,8 @@ def decades(low: float, high: float) -> tuple[float, ...]:
 
 
 def even(low: float, high: float) -> tuple[float, ...]:
-    """Return some four round numbers between two, at even steps."""
-    step = nice((high - low) / 4)
+    """Return three to six round numbers between two, at even steps."""
+    step = nice((high - low) / 6)
     return tuple(i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1))
 
 
@@ -137,20 +138,19 @@ def grid(across: Scale, up: Scale, *, x: str, y: str) -> list[str]:
     parts.append(f'<path class="axis" d="M{LEFT} {floor}H{right}"/>')
     middle = (LEFT + right) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x)}</text>')  # fmt: skip  # noqa: E501
-    turned = f'transform="translate(13 {(TOP + floor) / 2}) rotate(-90)"'
-    parts.append(f'<text {turned} text-anchor="middle">{html.escape(y)}</text>')
+    parts.append(f'<text x="0" y="14">{html.escape(y)}</text>')  # above: numbers never meet it
     return parts
 
 
 def draw(line: Line, across: Scale, up: Scale) -> str:
-    """Return one line; a single point as a dashed level."""
-    if len(line.points) == 1:
+    """Return one line, with dots where they are few; a level as a dashed one."""
+    if line.level:
         _, place = at(across, up, (across.low, line.points[0][1]))
         return f'<path class="{line.style}" d="M{LEFT} {place:.1f}H{WIDTH - RIGHT}"/>'
     places = [at(across, up, point) for point in thinned(line.points)]
     path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
     dots = ""
-    if len(places) <= 30 and not line.faint:
+    if len(places) <= MOST_DOTS and not line.faint:
         dots = "".join(f'<circle class="c{line.colour % N_COLOURS}" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in places)  # fmt: skip  # noqa: E501
     return f'<path class="{line.style}" d="{path}"/>{dots}'
 
@@ -203,4 +203,7 @@ def brief(value: float) -> str:
         return f"{value / 1e3:.3g}k"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.0e}"
+    if abs(value) >= 1e-2:
+        return f"{value:.3g}"
+    digits, power = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(power)}"

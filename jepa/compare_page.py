@@ -4,7 +4,7 @@ import bisect
 from collections.abc import Sequence
 from typing import Any
 
-from jepa import page, rules
+from jepa import glossary, page, rules
 from jepa.analysis import objective_of, running_median
 from jepa.charts import Line, line_chart
 from jepa.comparison import OF_CODES, Group
@@ -47,7 +47,7 @@ def tables(content: dict[str, Any]) -> list[tuple[str, list[list[str | bool | No
         ("Runs", runs),
         ("Settings that differ", settings),
         ("Metrics", metrics),
-        (f"Against {letters[0]}", tests),
+        (f"Differences from {letters[0]}", tests),
         ("Criteria", criteria),
         ("Cost", cost),
     ]
@@ -96,7 +96,7 @@ def markdown(content: dict[str, Any]) -> str:
 def html_page(groups: Sequence[Group], content: dict[str, Any]) -> str:
     """Return compare.html."""
     kind = "healthy" if content["sure"] else "warn"
-    parts = [page.heading("Comparison", 1), page.paragraph(content["verdict"], f"lead {kind}")]
+    parts = [page.heading("Comparison", 1), page.lead("", content["verdict"], kind)]
     parts += [page.listing(content["caveats"])]
     listed = tables(content)
     for title, rows in listed[:1]:
@@ -109,6 +109,7 @@ def html_page(groups: Sequence[Group], content: dict[str, Any]) -> str:
     left = len(content["differences"]) - MOST_ROWS
     if left > 0:
         parts.append(page.paragraph(f"{left} more settings are in compare.json.", "pale"))
+    parts.append(page.terms("What the words mean", glossary.found_in("".join(parts))))
     return page.page(f"Comparison: {content['verdict']}", parts)
 
 
@@ -120,7 +121,9 @@ def charts_of(groups: Sequence[Group]) -> list[str]:
     for over, label in (("step", "optimizer step"), ("time", "minutes of training")):
         if objective is not None:
             lines = lines_of(groups, objective, over, smooth=False)
-            drawn.append(line_chart(f"{objective} by {over}", lines, x=label, y="lower is better"))
+            drawn.append(
+                line_chart(f"{objective} by {over}", lines, x=label, y="error, lower is better")
+            )
         lines = lines_of(groups, "train/loss", over, smooth=True)
         title = f"Training loss by {over}, running median"
         drawn.append(line_chart(title, lines, x=label, y="loss", log=True))

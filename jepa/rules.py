@@ -192,5 +192,7 @@ def show(name: str, value: Any) -> str:
         return f"{100 * value:.3g} %"
     if unit == "x":
         return f"{value:.2f}x"
+    if unit == "h" and value < 1:
+        value, unit = (60 * value, "min") if value >= 1 / 30 else (3600 * value, "s")
     number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{number} {unit}".rstrip()

@@ -1,24 +1,37 @@
 """The course of a run as charts: losses, probes, schedules, health, speed, memory, gradients."""
 
+from collections.abc import Callable
+
 from jepa.analysis import objective_of, running_median
 from jepa.charts import Line, line_chart
 from jepa.history import Points, names, points
 from jepa.recorded import Recorded
 
 STEP = "optimizer step"
+FEW = 20  # points that need no running median; it would hide their course
+NORMS = {"grad_norm": "gradient", "update_norm": "update", "weight_norm": "weights"}
+HEALTH = {
+    "knn": "labels of nearest neighbours",
+    "rankme": "rank",
+    "spread": "spread",
+    "std": "standard deviation",
+}
 
 
 def charts_of(run: Recorded) -> list[str]:
     """Return the charts of what was logged."""
-    drawn = (losses, levels, probes, health, schedules, gradients, speed, memory)
+    drawn = (losses, levels, probes, health, health_of_teacher, schedules, gradients, speed, memory)
     return [figure for chart in drawn if (figure := chart(run))]
 
 
 def losses(run: Recorded) -> str:
     """Draw training and validation loss."""
     raw = points(run.rows, "train/loss")
-    lines = [Line(name="", points=raw, faint=True)]
-    lines += [Line(name="training, running median", points=running_median(raw))] if raw else []
+    if len(raw) < FEW:
+        lines = [Line(name="training", points=raw)]
+    else:
+        lines = [Line(name="training, each step", points=raw, faint=True)]
+        lines += [Line(name="training, running median", points=running_median(raw))]
     lines += [Line(name="validation", points=points(run.rows, "val/loss"), colour=1)]
     return line_chart("Loss", lines, x=STEP, y="loss", log=True)
 
@@ -30,7 +43,9 @@ def levels(run: Recorded) -> str:
     lines = [
         Line(name=said(name), points=smooth(run, name), colour=i) for i, name in enumerate(terms)
     ]
-    return line_chart("Terms of the loss, running median", lines, x=STEP, y="value")
+    smoothed = any(len(points(run.rows, name)) >= FEW for name in terms)
+    title = "Terms of the loss" + (", running median" if smoothed else "")
+    return line_chart(title, lines, x=STEP, y="value of the term")
 
 
 def said(name: str) -> str:
@@ -41,7 +56,7 @@ def said(name: str) -> str:
 def smooth(run: Recorded, name: str) -> Points:
     """Return a column by its running median."""
     raw = points(run.rows, name)
-    return running_median(raw) if raw else raw
+    return raw if len(raw) < FEW else running_median(raw)
 
 
 def probes(run: Recorded) -> str:
@@ -55,24 +70,30 @@ def probes(run: Recorded) -> str:
         short = name.removeprefix("probe/").removesuffix("/error")
         lines.append(Line(name=short, points=points(run.rows, name), colour=i))
         raw = points(run.rows, name.replace("probe/", "raw/", 1)) if "probe/" in name else []
-        lines.append(Line(name=f"{short}, raw input", points=raw[:1], colour=i))
-    return line_chart("Error on validation", lines, x=STEP, y="error")
+        lines.append(Line(name=f"{short}, raw input", points=raw[:1], colour=i, level=True))
+    return line_chart("Error on validation", lines, x=STEP, y="error of the probe, lower is better")
 
 
 def health(run: Recorded) -> str:
-    """Draw the watch for collapse; the teacher's values dashed."""
-    found = names(run.rows, "health/")
-    kinds = list(dict.fromkeys(name.replace("teacher_", "") for name in found))
-    lines = [
-        Line(
-            name=said(name),
-            points=points(run.rows, name),
-            colour=kinds.index(name.replace("teacher_", "")),
-            dashed="teacher_" in name,
-        )
-        for name in found
-    ]
-    return line_chart("Codes of held-out samples", lines, x=STEP, y="relative to step 0", log=True)
+    """Draw the watch for collapse of what is trained."""
+    return codes(run, "Codes of held-out samples", lambda name: not name.startswith("teacher_"))
+
+
+def health_of_teacher(run: Recorded) -> str:
+    """Draw the watch for collapse of the slow copy, which makes the targets."""
+    return codes(run, "The teacher's codes of them", lambda name: name.startswith("teacher_"))
+
+
+def codes(run: Recorded, title: str, wanted: Callable[[str], bool]) -> str:
+    """Draw the vitals of codes that are wanted, each kind in one colour on all charts."""
+    lines = []
+    for name in names(run.rows, "health/"):
+        kind = name.removeprefix("health/").removeprefix("teacher_")
+        if wanted(name.removeprefix("health/")):
+            colour = [*HEALTH, kind].index(kind)
+            label = HEALTH.get(kind, said(name))
+            lines.append(Line(name=label, points=points(run.rows, name), colour=colour))
+    return line_chart(title, lines, x=STEP, y="times the value at step 0", log=True)
 
 
 def schedules(run: Recorded) -> str:
@@ -85,10 +106,14 @@ def gradients(run: Recorded) -> str:
     """Draw the norms of gradient, weights and update."""
     found = [n for n in names(run.rows, "train/") if n.endswith("_norm")]
     lines = [
-        Line(name=said(name), points=points(run.rows, name), colour=i)
+        Line(
+            name=NORMS.get(name.split("/")[-1], said(name)), points=points(run.rows, name), colour=i
+        )
         for i, name in enumerate(found)
     ]
-    return line_chart("Norms", lines, x=STEP, y="Euclidean norm", log=True)
+    return line_chart(
+        "Norms of gradient, update and weights", lines, x=STEP, y="Euclidean norm", log=True
+    )
 
 
 def speed(run: Recorded) -> str:
@@ -108,4 +133,4 @@ def memory(run: Recorded) -> str:
         Line(name=label, points=[(x, 100 * y) for x, y in points(run.rows, name)], colour=i)
         for i, (label, name) in enumerate(parts.items())
     ]
-    return line_chart("Memory and data", lines, x=STEP, y="per cent")
+    return line_chart("Memory and data", lines, x=STEP, y="%")

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from jepa.config import CONF
 from jepa.sweeps.naming import with_study
+from jepa.sweeps.plots import unshortened
 from jepa.sweeps.space import read_space
 
 
@@ -75,6 +76,13 @@ def test_every_kind_of_bad_trial_costs_itself_alone(tmp_path):
     assert best.value == min(float(row["value"]) for row in rows(folder) if row["value"])
     assert f"x={best.params.x}" in best.command and (folder / "report.html").exists()
     assert "loss exploded" in (folder / "report.html").read_text()
+
+
+def test_names_that_begin_alike_and_were_cut_off_are_told_apart():
+    keys = ["probe/ridge/error", "model.context_share_low", "model.context_share_width"]
+    names = ["probe/ridge/error", "model.context_sha...", "model.context_sha..."]
+    assert unshortened(names, keys) == keys
+    assert unshortened(["other..."], keys) == ["other..."]
 
 
 @long

@@ -29,7 +29,7 @@ from jepa.sweeps import local, slurm
 from jepa.sweeps.driver import ASKED, Settings, Sweep
 from jepa.sweeps.feasible import Checker
 from jepa.sweeps.in_process import InProcess
-from jepa.sweeps.report import record, summarize, write_all, write_tables
+from jepa.sweeps.report import record, summarize, write_all, write_page, write_tables
 from jepa.sweeps.space import Space, read_space
 from jepa.sweeps.study import alone, best_of, build_pruner, check_space, open_storage
 from jepa.sweeps.table import Screen
@@ -248,6 +248,8 @@ def test_best(study: "optuna.Study", folder: Path) -> None:
     done = subprocess.run([*line, "split=test"], check=False)
     if done.returncode == 0:
         study.set_user_attr("tested", best.number)
+        with suppress(OSError):
+            write_page(study, folder)  # with that score
 
 
 def build_sampler(plugin: Any, space: Space, *, shift: int = 0) -> "optuna.samplers.BaseSampler":

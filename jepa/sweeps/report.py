@@ -4,9 +4,7 @@
 grid of `jepa.evaluate -m` it writes what `grid.py` says.
 """
 
-import base64
 import csv
-import html
 import io
 import json
 import shlex
@@ -19,19 +17,13 @@ from omegaconf import OmegaConf
 
 from jepa.config import UserError, fail
 from jepa.report import write_text
-from jepa.sweeps import grid
+from jepa.sweeps import grid, sweep_page
 from jepa.sweeps import study as studies
 
 if TYPE_CHECKING:
     import optuna
 
 RECORD = "sweep.yaml"  # how the sweep was started: what a report needs beside the study
-STYLE = """
-body { font: 15px sans-serif; max-width: 70em; margin: 2em auto }
-td, th { padding: .2em .8em; text-align: left }
-pre { white-space: pre-wrap; background: #eee; padding: 1em }
-img { max-width: 100% }
-"""
 FIRST = ["number", "state", "value", "reason", "seconds", "directory"]
 
 
@@ -112,86 +104,10 @@ def summarize(study: "optuna.Study") -> dict[str, int]:
 
 
 def write_page(study: "optuna.Study", folder: Path) -> None:
-    """Write report.html: one file with Optuna's own plots and the failures."""
+    """Write report.html: one file, whose plots take seconds."""
     counts = summarize(study)
-    parts = [f"<h1>{html.escape(study.study_name)}</h1>", f"<p>{counts}</p>"]
-    best = studies.best_of(study.get_trials(deepcopy=False))
-    if best is not None and len(study.directions) == 1:
-        shown = "".join(
-            f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>"
-            for k, v in {"value": best.values[0], **best.params}.items()
-        )
-        command = html.escape(reproduce(best, folder))
-        parts += [f"<h2>Best: trial {best.number}</h2><table>{shown}</table>"]
-        parts += [f"<pre>{command}</pre>"]
-    for title, picture in pictures(study):
-        parts.append(f"<h2>{title}</h2><img src='data:image/png;base64,{picture}'>")
-    parts += failures(study, folder)
-    page = f"<!doctype html><meta charset='utf-8'><style>{STYLE}</style>" + "\n".join(parts)
-    write_text(folder / "report.html", page + "\n")
-
-
-def failures(study: "optuna.Study", folder: Path) -> list[str]:
-    """Return a table of the trials that failed or were lost."""
-    failed = [one for one in study.get_trials(deepcopy=False) if one.state.name == "FAIL"]
-    if not failed:
-        return []
-    lines = ["<h2>Failures</h2><table><tr><th>trial</th><th>state</th><th>reason</th></tr>"]
-    for trial in failed:
-        number, state, _, reason, *_ = row(trial, folder)
-        lines.append(
-            f"<tr><td>{number}</td><td>{state}</td><td>{html.escape(str(reason))}</td></tr>"
-        )
-    return [*lines, "</table>"]
-
-
-def pictures(study: "optuna.Study") -> list[tuple[str, str]]:
-    """Return Optuna's plots as (title, png in base64); those that say something."""
-    complete = [one for one in study.get_trials(deepcopy=False) if one.state.name == "COMPLETE"]
-    if len(complete) < 2 or len(study.directions) > 1:
-        return []
-    import warnings
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import optuna.visualization.matplotlib as plots
-    from matplotlib import pyplot
-
-    keys = sorted({key for one in complete for key in one.params})
-    draw = {
-        "History": lambda: plots.plot_optimization_history(study),
-        "Importance of the parameters": lambda: plots.plot_param_importances(study),
-        "Parallel coordinates": lambda: plots.plot_parallel_coordinate(study),
-        "Slices": lambda: plots.plot_slice(study),
-        "Contours": lambda: plots.plot_contour(study, params=important(study, keys)),
-    }
-    found = []
-    for title, plot in draw.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is experimental, of every call
-            try:
-                plot()
-            except (ValueError, RuntimeError, ZeroDivisionError):
-                pyplot.close("all")  # too few trials, or too much alike, for this one
-                continue
-        figure = pyplot.gcf()
-        figure.set_size_inches(11, 5)
-        data = io.BytesIO()
-        figure.savefig(data, format="png", dpi=90, bbox_inches="tight")
-        pyplot.close("all")
-        found.append((title, base64.b64encode(data.getvalue()).decode()))
-    return found
-
-
-def important(study: "optuna.Study", keys: list[str]) -> list[str]:
-    """Return the few parameters that matter most: contours of all pairs would fill a wall."""
-    import optuna
-
-    try:
-        return list(optuna.importance.get_param_importances(study))[:3]
-    except (ValueError, RuntimeError, ZeroDivisionError):
-        return keys[:3]
+    text = sweep_page.html_page(study, folder, counts, lambda trial: reproduce(trial, folder))
+    write_text(folder / "report.html", text)
 
 
 def write_all(study: "optuna.Study", folder: Path) -> None:
