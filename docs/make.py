@@ -138,7 +138,7 @@ class Comments:
     def after(self, i: int, column: int) -> str:
         """Return the comment behind what ends there, with the lines that go on with it."""
         start = self.lines[i].find(" #", column)
-        if start < 0 or self.lines[i][column:start].strip(" ]}"):
+        if start < 0 or not re.fullmatch(r"[ \]}]*(&\w+)? *", self.lines[i][column:start]):
             return ""
         parts, own = [self.lines[i][start:].strip(" #")], start + 1
         while (more := self.own(i + 1)) is not None and self.lines[i + 1].index("#") == own:
@@ -153,15 +153,13 @@ def walk(node: yaml.MappingNode, prefix: str, comments: Comments, first: int) ->
     for key, value in node.value:
         yield from between(comments, line, key.start_mark.line)
         name = key.value if key.value == "defaults" else f"{prefix}{key.value}"
-        line = max(key.end_mark.line, end_of(value).line) + 1  # an alias ends where its anchor does
+        end = max(key.end_mark.line, end_of(value).line)  # an alias ends where its anchor does
+        line = end + 1
         block = not isinstance(value, yaml.ScalarNode) and not value.flow_style
-        if (
-            block
-            and value.value
-            and (head := comments.after(key.end_mark.line, key.end_mark.column + 1))
-        ):
+        head = comments.after(key.end_mark.line, key.end_mark.column + 1) if block else ""
+        if head:
             yield Setting(name, "", words(head))
-        if isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
+        if isinstance(value, yaml.MappingNode) and value.value:
             inner = next(iter(value.value))[0].start_mark.line
             merged = key.value == "<<"  # an anchor's keys are the mapping's own
             yield from walk(value, prefix if merged else f"{name}.", comments, inner)
