@@ -48,6 +48,8 @@ def test_a_notebook_runs_offline_and_leaves_nothing_behind(path, tmp_path, monke
     for folder in (temporary, data, here):
         folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("JEPA_DATA", str(data))  # empty, so nothing but what ships is read
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=":")
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
@@ -55,9 +57,8 @@ def test_a_notebook_runs_offline_and_leaves_nothing_behind(path, tmp_path, monke
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook, timeout=5 * LIMIT_S, kernel_name="python3", resources={"metadata": {"path": here}}
-    )
+    where = {"metadata": {"path": str(here)}}
+    client = NotebookClient(notebook, timeout=5 * LIMIT_S, kernel_name="python3", resources=where)
     started = time.perf_counter()
     client.execute()
     print(f"{path.name}: {time.perf_counter() - started:.0f} s")
