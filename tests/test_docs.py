@@ -102,7 +102,7 @@ def call(command, folder):
         words.append("accelerator=cpu")
     line = [sys.executable, *words[1:]]
     done = subprocess.run(
-        line, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        line, cwd=folder, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, f"{command.text}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
 
