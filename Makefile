@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-ci test-all test-resume slurm-up test-slurm slurm-down soak check audit bench sweep sweep-slurm sweep-report patchtst-studies clean
+.PHONY: help setup run test test-ci test-all test-resume slurm-up test-slurm slurm-down soak check audit bench docs sweep sweep-slurm sweep-report patchtst-studies clean
 bin := .venv/bin
 audit := .audit
 parallel := --numprocesses auto --maxprocesses 4
@@ -58,6 +58,9 @@ audit:  ## Known vulnerabilities of what is installed in .venv, by pip-audit (ne
 
 bench: setup  ## Speed and memory, as ratios to the floor; only=<entry> picks one
 	$(bin)/python -m tests.bench $(if $(only),only=$(only))
+
+docs: setup  ## docs/config.md, from the yaml files of conf/
+	$(bin)/python docs/make.py
 
 sweep: setup  ## Search T-JEPA's space on digits, 20 trials; args="+experiment=hjepa_sweep ..."
 	$(bin)/python -m jepa.train -m hydra/sweeper=optuna $(args)

@@ -15,9 +15,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from jepa.config import CONF
+from jepa.sweeps.driver import Settings, Sweep
+from jepa.sweeps.in_process import Done
 from jepa.sweeps.naming import with_study
+from jepa.sweeps.outcome import Outcome
 from jepa.sweeps.plots import unshortened
-from jepa.sweeps.space import read_space
+from jepa.sweeps.space import Space, read_space
 
 
 def long(test):
@@ -315,3 +318,26 @@ def test_a_trial_without_a_driver_is_run_again(tmp_path):
     optuna.load_study(study_name="study", storage=storage).ask()
     sweep(folder, n_trials=2)
     assert [row["state"] for row in rows(folder)] == ["COMPLETE", "LOST", "COMPLETE"]
+
+
+def test_a_trial_that_runs_while_it_is_started_has_its_time(tmp_path):
+    """A launcher that waits, as `basic`, has run the trial when it comes back."""
+
+    def start(overrides, directory):
+        time.sleep(0.05)
+        return Done(directory, Outcome("complete", "", (0.5,)))
+
+    study = optuna.create_study()
+    sweep = Sweep(
+        study=study,
+        space=Space({}, frozenset(), ()),
+        start=start,
+        ready=lambda: True,
+        folder=tmp_path,
+        settings=Settings(n_trials=1, n_jobs=1, max_failure_rate=1.0, max_retries=0),
+        told=lambda trial, outcome: None,
+        shown=lambda flights: None,
+    )
+    sweep.launch(study.ask())
+    assert sweep.check(sweep.flights[0])
+    assert study.trials[0].user_attrs["seconds"] >= 0.05

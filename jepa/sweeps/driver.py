@@ -186,6 +186,7 @@ class Sweep:
             return
         if (checkpoint := trial.user_attrs.get("resume")) and Path(checkpoint).exists():
             overrides.append(f"resume={checkpoint}")
+        started = time.monotonic()  # before the start: a launcher that waits runs the trial in it
         try:
             job = self.start(overrides, self.folder / str(trial.number))
         except OSError as error:  # no process to be had: not the trial's doing
@@ -193,7 +194,7 @@ class Sweep:
                 raise  # nor would the next trial start; this one goes on with the next command
             self.tell(trial, Outcome("failed", f"could not be started: {error}", lost=True), 0.0)
             return
-        self.flights.append(Flight(trial, job, time.monotonic()))
+        self.flights.append(Flight(trial, job, started))
 
     def check(self, flight: Flight) -> bool:
         """Hand on what the trial has reached; tell how it ended, if it has. True if it has."""
