@@ -192,6 +192,14 @@ def test_a_warned_slurm_job_goes_back_into_the_queue(
     assert problems == (["no such job"] if code else [""])[: len(expected)]
 
 
+def test_scontrol_ended_with_the_job_it_put_back_is_no_problem(monkeypatch, tmp_path):
+    fake = tmp_path / "scontrol"
+    fake.write_text("#!/bin/sh\nkill -TERM $$\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert requeue.requeue("12") == ""
+
+
 def test_without_scontrol_the_reason_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "scontrol" in requeue.requeue("12")

@@ -56,4 +56,6 @@ def requeue(job: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    return (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""
+    if done.returncode <= 0:  # SLURM agreed; a signal is its own, which ends all of the job at once
+        return ""
+    return done.stderr.strip() or f"exit code {done.returncode}"
