@@ -11,7 +11,7 @@ from test_interrupt import events
 
 from jepa.directory import how_it_ended
 
-pytestmark = [pytest.mark.slow, pytest.mark.ci, needs_slurm]
+pytestmark = [pytest.mark.slow, needs_slurm]  # seven minutes; test_slurm_sweeps has a requeue in CI
 
 
 @pytest.fixture
