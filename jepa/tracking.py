@@ -2,13 +2,12 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
-from omegaconf import DictConfig
 
 from jepa.directory import is_first_rank
 
@@ -16,18 +15,18 @@ FILES = ("config.yaml", "report.json", "report.md", "metrics.csv", "events.jsonl
 PARENT = "mlflow_parent"  # in a sweep directory: the MLflow run above those of its trials
 
 
-def build_loggers(cfg: DictConfig, run_dir: Path, step: int | None) -> list:
-    """Return the loggers of the config; a run that goes on keeps its runs in them.
+def build_loggers(nodes: Mapping[str, Any] | None, run_dir: Path, step: int | None) -> list:
+    """Return the loggers; a run that goes on keeps its runs in them.
 
     Args:
-        cfg: settled.
+        nodes: what to instantiate, by name.
         run_dir: its loggers.json has the identity of each run in a tracking server.
         step: from which a run goes on; None for a new one.
     """
     record = run_dir / "loggers.json"
     known = json.loads(record.read_text()) if step is not None and record.exists() else {}
     loggers, identities = [], {}
-    for name, node in (cfg.logger or {}).items():
+    for name, node in (nodes or {}).items():
         own = {"purge_step": step, "run_id": known.get(name), "id": known.get(name)}
         keys = {key: value for key, value in own.items() if key in node and node[key] is None}
         logger = instantiate(node, **keys)

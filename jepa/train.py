@@ -187,7 +187,7 @@ def attempt(cfg: DictConfig, run_dir: Path) -> float:
         if is_first_rank():
             first = next(iter(data.probe_batches("train", max_rows=8, seed=0)))["x"]
             screen.show_model(model, None if cfg.model.get("compile") else first)
-        loggers = build_loggers(cfg, run_dir, step)
+        loggers = build_loggers(cfg.logger, run_dir, step)
         trainer = instantiate(cfg.trainer)(
             callbacks=callbacks, logger=loggers, plugins=[CheckpointFiles()]
         )
