@@ -1,14 +1,16 @@
 """What keeping a run safe costs a step: the same run, with its callbacks in and out by turns.
 
 Resume, best, interrupt, guard and heartbeat take part in every other block of steps; both kinds of
-blocks stand side by side in one run, so that a busy machine slows both. Checkpoints are written
-after validations and every quarter of an hour, so what one takes is told apart.
+blocks stand side by side in one run, so that a busy machine slows both. As that scatters by more
+than it is to show, the time inside their hooks is summed as well. Checkpoints are written after
+validations and every quarter of an hour, so what one takes is told apart.
 """
 
 import io
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from jepa.callbacks.interrupt import Interrupt
 from jepa.callbacks.resume import Resume
 from tests.support import run_training
 
+HOOKS = [name for name in vars(L.Callback) if "train_batch" in name or name.startswith("on_before")]
+HOOKS += ["on_after_backward"]
 SAFETY = (Best, Guard, Heartbeat, Interrupt, Resume)
 BLOCK, N_PAIRS = 10, 30
 RUNS = {
@@ -47,10 +51,26 @@ class Turns(L.Callback):
         self.all: list[Any] = []
         self.times: dict[bool, list[float]] = {True: [], False: []}
         self.safe, self.began, self.save_s = True, 0.0, 0.0
+        self.inside, self.shares = 0.0, []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note who takes part."""
         self.all = list(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
+        for one in self.all:
+            for name in HOOKS if isinstance(one, SAFETY) else ():
+                setattr(one, name, self.timed(getattr(one, name)))
+
+    def timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a hook that adds its time to those of its block."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.process_time()
+            try:
+                return hook(*args, **kwargs)
+            finally:
+                self.inside += time.process_time() - began
+
+        return call
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -61,10 +81,12 @@ class Turns(L.Callback):
         now = time.process_time()
         if trainer.global_step >= 2 * BLOCK:  # after the warm-up
             self.times[self.safe].append((now - self.began) / BLOCK)
+            if self.safe:
+                self.shares.append(self.inside / (now - self.began))
         self.safe = (trainer.global_step // BLOCK) % 2 == 0
         kept = [one for one in self.all if self.safe or not isinstance(one, SAFETY)]
         trainer.callbacks = kept  # pyright: ignore[reportAttributeAccessIssue]
-        self.began = time.process_time()
+        self.began, self.inside = time.process_time(), 0.0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put all of them back where an epoch ends: they write checkpoints there."""
@@ -90,7 +112,8 @@ def run(console: Console, *, quick: bool = False, compiled: bool = False) -> dic
     """Measure every family on one thread; return the figures."""
     n_threads, figures = torch.get_num_threads(), {}
     torch.set_num_threads(1)
-    table = Table("family", "ms/step without", "with", "difference", "quartiles", "checkpoint ms")
+    heads = ("without", "with", "difference", "quartiles", "inside their hooks", "checkpoint ms")
+    table = Table("family", f"ms/step {heads[0]}", *heads[1:])
     for name, settings in list(RUNS.items())[: 1 if quick else None]:
         TURNS.append(Turns())
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
@@ -104,6 +127,7 @@ def run(console: Console, *, quick: bool = False, compiled: bool = False) -> dic
             f"{f['ms_on']:.2f}",
             f"{f['overhead']:+.2%}",
             f"{f['low']:+.2%} to {f['high']:+.2%}",
+            f"{f['inside']:.2%}",
             f"{f['checkpoint_ms']:.0f}",
         )
     torch.set_num_threads(n_threads)
@@ -120,6 +144,7 @@ def judge(one: Turns) -> dict[str, float]:
         "ms_on": 1e3 * statistics.median(on for on, _ in pairs),
         "ms_off": 1e3 * statistics.median(off for _, off in pairs),
         "overhead": middle,
+        "inside": statistics.median(one.shares),
         "low": low,
         "high": high,
         "checkpoint_ms": 1e3 * one.save_s,
