@@ -6,6 +6,7 @@ each, of the width of a phone, in place of one row in which no name can be read.
 
 import io
 import itertools
+import logging
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ def pictures(study: "optuna.Study", objective: str) -> list[tuple[str, list[str]
     import matplotlib
 
     matplotlib.use("Agg")
+    # of every axis whose choices read like numbers, that they do
+    logging.getLogger("matplotlib.category").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is experimental, of every call
         weights = importances(study)
