@@ -28,7 +28,7 @@ TINY = (
 NEEDS = "needs: "
 AS_DOCS = "tests/test_docs.py::test_the_commands_of_a_page_run"
 README_RUNS = {
-    r"make (run|test|check test|test-ci|test-all|bench( only=\w+)?|docs)": NEEDS + "make; what it starts is the other tests",  # noqa: E501
+    r"make (setup|run|test|check test|test-ci|test-all|bench( only=\w+)?|docs)": NEEDS + "make; what it starts is the other tests",  # noqa: E501
     r"make (test-resume|soak)": NEEDS + "minutes; tests/test_resume.py is some of it",
     r"make audit": NEEDS + "a network",
     r"make slurm-up test-slurm slurm-down": NEEDS + "root on a Debian machine",
