@@ -12,7 +12,7 @@ MEANINGS = {
     "untrained": "the same encoder before its first step, under the same probe",
     "raw": "the input itself, under the same probe",
     "chance": "the best guess that sees no input",
-    "95 % interval": "drawn so that in 95 of 100 draws of as many test rows it holds the true value",
+    "95 % interval": "made so that it holds the true value for 95 of 100 draws of as many rows",
     "clear": "the 95 % interval of the difference does not hold 0",
     "seeds": "the starts of the random draws: runs that differ in nothing else show their scatter",
     "overlap": "two intervals share values: the difference may be chance",
