@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import IO, Any
 
+from jepa import oom_kill
 from jepa.config import UserError
 from jepa.stored import check_recorded
 
@@ -14,6 +15,7 @@ LOCK = "run.lock"
 # Settings that say where and how to go on, and are no part of what a run is.
 WAYS = ("hydra.", "resume=", "trust=")
 _held: dict[Path, IO[str]] = {}
+_left: dict[Path, str] = {}  # what the process before wrote, where it ended without `release`
 
 
 def is_first_rank() -> bool:
@@ -40,7 +42,7 @@ def hold(run_dir: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            owner = file.read().strip() or "another process"
+            owner = file.readline().strip() or "another process"
             file.close()
             raise UserError(
                 f"{run_dir} is in use by {owner}: wait for its end, stop it with a file named STOP "
@@ -49,10 +51,29 @@ def hold(run_dir: Path) -> None:
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()  # its owner has just removed it
+    file.seek(0)
+    _left[path] = file.read()
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n{oom_kill.note()}")
     file.flush()
     _held[path] = file
+
+
+def lacked_memory(run_dir: Path) -> bool:
+    """Tell, once, whether the process before this one in the directory was killed for its memory.
+
+    One that left of its own accord has removed its lock.
+    """
+    return oom_kill.killed(_left.pop(run_dir.resolve() / LOCK, "").partition("\n")[2])
+
+
+def died_of_memory(run_dir: Path) -> bool:
+    """Tell whether the process that had the directory, and is known to be dead, was."""
+    try:
+        text = (run_dir / LOCK).read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return oom_kill.killed(text.partition("\n")[2])
 
 
 def release(run_dir: Path) -> None:

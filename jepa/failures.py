@@ -68,8 +68,3 @@ def code_of(error: BaseException) -> Iterator[tuple[str, str]]:
         code = trace.tb_frame.f_code
         yield code.co_filename.replace("\\", "/"), code.co_name
         trace = trace.tb_next
-
-
-def smaller(micro_batch: int) -> int:
-    """Return the factor down to the next smaller micro-batch that divides this one; 1: none."""
-    return next((n for n in range(2, micro_batch + 1) if micro_batch % n == 0), 1)

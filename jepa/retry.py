@@ -10,16 +10,14 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
-from jepa import report, screen
+from jepa import directory, report, screen
 from jepa.callbacks.events import record_event
 from jepa.callbacks.guard import Guard
-from jepa.failures import OFF, failed_part, is_on, is_out_of_memory, smaller
+from jepa.failures import OFF, failed_part, is_on, is_out_of_memory
+from jepa.micro_batch import less_memory
 from jepa.settle import n_devices
 
 log = logging.getLogger(__name__)
-# Counts of micro-batches, which grow as these shrink; shares, which are floats, do not.
-LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
-
 WEIGHTED = ("pyramid", "nt_xent")  # parts with weights of their own
 
 
@@ -59,6 +57,27 @@ def remedy(error: Exception, cfg: DictConfig, callbacks: list[L.Callback]) -> Re
     return Retry(f"{part} failed", changes, part, error) if changes else None
 
 
+def after_kill(cfg: DictConfig, run_dir: Path) -> Retry | None:
+    """Return what to change where the kernel killed the attempt before for its memory, once.
+
+    Such a kill leaves no time for a word: it is the next process, with `resume=auto`, that goes on
+    with less, as this one does after an error.
+
+    Args:
+        cfg: settled.
+        run_dir: held by this process.
+    """
+    if cfg.resume != "auto" or not directory.lacked_memory(run_dir):
+        return None
+    if not cfg.guard or not cfg.guard.out_of_memory or n_devices(cfg.trainer) > 1:
+        return None
+    error = MemoryError("the kernel killed the process before (SIGKILL, exit code 137)")
+    changes = less_memory(cfg)
+    if not changes:
+        screen.say(f"warning: {error}: out of memory with a micro-batch of one sample")
+    return Retry("out of memory", changes, "", error) if changes else None
+
+
 def without(part: str, cfg: DictConfig) -> dict[str, list[Any]]:
     """Return what leaves a part out; nothing where a checkpoint already has its weights."""
     if part in WEIGHTED and any((Path(cfg.run_dir) / "checkpoints").glob("*.ckpt")):
@@ -69,23 +88,6 @@ def without(part: str, cfg: DictConfig) -> dict[str, list[Any]]:
     if part == "nt_xent" and cfg.model.local_weight and not cfg.model.vicreg_invariance:
         off |= {"model.local_weight": 0.0, "data.n_local_views": 0}
     return {key: [OmegaConf.select(cfg, key), value] for key, value in off.items()}
-
-
-def less_memory(cfg: DictConfig) -> dict[str, list[Any]]:
-    """Return the next smaller micro-batch with the same effective batch; nothing below 1."""
-    factor, rows = smaller(cfg.data.batch_size), cfg.data.batch_size
-    if factor == 1:
-        return {}
-    n = cfg.trainer.accumulate_grad_batches
-    changes = {
-        "data.batch_size": [rows, rows // factor],
-        "trainer.accumulate_grad_batches": [n, n * factor],
-    }
-    for name in LIMITS:
-        limit = cfg.trainer.get(name)
-        if isinstance(limit, int) and not isinstance(limit, bool) and limit:
-            changes[f"trainer.{name}"] = [limit, limit * factor]
-    return changes
 
 
 def changed(cfg: DictConfig, changes: dict[str, list[Any]]) -> DictConfig:

@@ -150,7 +150,7 @@ def attempt(cfg: DictConfig, run_dir: Path) -> float:
     import lightning as L
     from hydra.utils import instantiate
 
-    from jepa import report, run, screen
+    from jepa import report, retry, run, screen
     from jepa.checkpoint import CheckpointFiles
     from jepa.resume import find_resume
     from jepa.settle import predicts_target, settle
@@ -163,6 +163,8 @@ def attempt(cfg: DictConfig, run_dir: Path) -> float:
     data = instantiate(cfg.data)
     data.prepare()
     composed, cfg = cfg, settle(cfg, data, predicts_target=predicts_target(cfg))
+    if is_first_rank() and (again := retry.after_kill(cfg, run_dir)) is not None:
+        raise again
     stages = stages_of(composed, cfg, run_dir)
     data.batch_size = cfg.data.batch_size  # less than was asked for, where that does not fit
     report.grade(criteria_of(cfg), report.new(status="", reason=""))  # a bad one costs no training

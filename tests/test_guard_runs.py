@@ -13,7 +13,8 @@ from resume_cases import Kill, Killed, assert_same_run, last, settings_of
 from support import run_training
 
 from jepa import replay as command
-from jepa.failures import failed_part, is_out_of_memory, smaller
+from jepa.failures import failed_part, is_out_of_memory
+from jepa.micro_batch import smaller
 from jepa.replaying import replay
 from jepa.run import load_model
 

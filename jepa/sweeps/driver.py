@@ -179,7 +179,7 @@ class Sweep:
 
     def launch(self, trial: "optuna.Trial") -> None:
         """Start one trial, if it can run; what the machine cannot start is tried again later."""
-        overrides = list(self.space.overrides(trial.params))
+        overrides = [*self.space.overrides(trial.params), *trial.user_attrs.get("changes", ())]
         trial.set_user_attr("overrides", overrides)
         if self.settings.refuse and (reason := self.settings.refuse(overrides)):
             self.tell(trial, Outcome("pruned", f"not started: {reason}"), 0.0)
@@ -228,7 +228,9 @@ class Sweep:
         if outcome.lost and trial.user_attrs.get("retries", 0) < self.settings.max_retries:
             trial.set_user_attr("seconds", round(seconds, 3))
             trial.set_user_attr("retries", trial.user_attrs.get("retries", 0) + 1)
-            studies.give_up(self.study, frozen(trial), outcome.reason, self.folder)
+            studies.give_up(
+                self.study, frozen(trial), outcome.reason, self.folder, changes=outcome.changes
+            )
         else:
             studies.tell(self.study, frozen(trial), outcome, seconds)
         self.told(trial, outcome)

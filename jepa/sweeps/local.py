@@ -21,7 +21,8 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from jepa.config import UserError
-from jepa.sweeps.outcome import LOG, Outcome, failed, read_outcome
+from jepa.directory import died_of_memory
+from jepa.sweeps.outcome import LOG, Outcome, failed, how_it_left, read_outcome, starved
 from jepa.sweeps.trial_files import last_sign
 
 ALIVE = "alive.lock"  # held by the process of a trial as long as it lives
@@ -95,6 +96,8 @@ class LocalJob:
             reap(self.process.pid)  # what it started itself
             if self.reason:
                 return failed(self.directory, self.reason)
+            if code == -signal.SIGKILL and died_of_memory(self.directory):
+                return starved(self.directory, how_it_left(code))
             return read_outcome(self.directory, code, n_objectives=self.n_objectives)
         now = time.time()
         quiet = now - max(self.started, last_sign(self.directory))

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from jepa.directory import is_first_rank
+from jepa.micro_batch import less_memory
 from jepa.report import write_text
 
 RESULT, LOG = "result.json", "output.log"
@@ -49,12 +51,14 @@ class Outcome:
         reason: in words; where its log lies for one that failed.
         values: of the objectives, finite, for a complete one.
         lost: it ended through no fault of its own, and is to be run again.
+        changes: settings with which it is to be run again.
     """
 
     state: str
     reason: str
     values: tuple[float, ...] = ()
     lost: bool = False
+    changes: tuple[str, ...] = ()
 
 
 def read_outcome(directory: Path, code: int, *, n_objectives: int = 1) -> Outcome:
@@ -91,6 +95,24 @@ def judge(directory: Path, value: Any, n_objectives: int) -> Outcome:
 def failed(directory: Path, reason: str) -> Outcome:
     """Return a failure that names the log."""
     return Outcome("failed", f"{reason} ({directory / LOG})")
+
+
+def starved(directory: Path, reason: str) -> Outcome:
+    """Return a trial that was killed for its memory: it may do with a smaller micro-batch.
+
+    It has failed where its guard (`guard.out_of_memory`) is off, and with a batch of one sample.
+    """
+    reason = f"out of memory: {reason}"
+    try:
+        cfg = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+        allowed = bool(cfg["guard"] and cfg["guard"]["out_of_memory"])
+        changes = less_memory(cfg) if allowed else {}
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return failed(directory, reason)
+    if not changes:
+        return failed(directory, reason)
+    settings = tuple(f"{key}={after}" for key, (_, after) in changes.items())
+    return Outcome("failed", f"{reason}; again with {' '.join(settings)}", (), True, settings)
 
 
 def how_it_left(code: int) -> str:

@@ -25,7 +25,7 @@ from jepa.config import UserError
 from jepa.report import write_text
 from jepa.sweeps import local, slurm_queue
 from jepa.sweeps.local import OUTCOME, POLL_S, quoted, returned
-from jepa.sweeps.outcome import LOG, RESULT, Outcome, failed, read_outcome
+from jepa.sweeps.outcome import LOG, RESULT, Outcome, failed, read_outcome, starved
 from jepa.sweeps.slurm_queue import Away, Full, Refused, Status, Watch
 
 JOB, COMMAND = "job.json", "command.sh"
@@ -89,6 +89,8 @@ class SlurmJob:
         reason = f"job {self.job}: {status}{last_lines(self.directory / LOG)}"
         if status.state in NOT_ITS_FAULT:
             return Outcome("failed", reason, lost=True)
+        if status.state == "OUT_OF_MEMORY":
+            return starved(self.directory, reason)
         return failed(self.directory, reason)
 
     def stop(self) -> None:

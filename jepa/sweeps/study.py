@@ -172,8 +172,18 @@ def tell(study: "optuna.Study", trial: Any, outcome: Outcome, seconds: float) ->
             raise
 
 
-def give_up(study: "optuna.Study", trial: Any, reason: str, folder: Path) -> None:
-    """Fail a trial that is not to blame, and enqueue a copy that goes on where it was."""
+def give_up(
+    study: "optuna.Study",
+    trial: Any,
+    reason: str,
+    folder: Path,
+    *,
+    changes: Sequence[str] = (),
+) -> None:
+    """Fail a trial that is not to blame, and enqueue a copy that goes on where it was.
+
+    The copy runs with the changes, or with those that this one ran with.
+    """
     from optuna.trial import TrialState
 
     attributes = dict(trial.user_attrs)
@@ -182,6 +192,8 @@ def give_up(study: "optuna.Study", trial: Any, reason: str, folder: Path) -> Non
         copy["resume"] = str(checkpoint)
     elif "resume" in attributes:
         copy["resume"] = attributes["resume"]
+    if changes or "changes" in attributes:
+        copy["changes"] = list(changes) or attributes["changes"]
     set_attributes(study, trial, {LOST: True, "ended": reason})
     study.tell(trial.number, state=TrialState.FAIL)
     study.enqueue_trial(trial.params, user_attrs=copy)
