@@ -156,3 +156,44 @@ def test_a_run_that_collapses_ends_with_the_reason_in_its_report(tmp_path):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["status"] == "stopped" and "collapsed at step" in report["reason"]
     assert any(event["kind"] == "collapse" for event in report["events"])
+
+
+# teacher_spread at every 2.5 % of runs that ended well: T-JEPA on Adult (seed 1) and on California
+# (seed 4), both with `callbacks.collapse.action=warn`; and of two planted collapses
+RECOVERED = {
+    "adult": (0.95, 0.67, 0.46, 0.35, 0.28, 0.23, 0.21, 0.19, 0.17, 0.17, 0.16, 0.16, 0.16, 0.17),
+    "california": (
+        0.69,
+        0.32,
+        0.18,
+        0.14,
+        0.18,
+        0.33,
+        0.8,
+        1.98,
+        4.15,
+        8.93,
+        21.27,
+        53.71,
+        98.05,
+        129.48,
+    ),
+}
+COLLAPSED = {"no predictor": (0.818, 0.301, 0.052, 0.02), "table": (0.973, 0.389, 0.061, 0.023)}
+
+
+@pytest.mark.parametrize("name", RECOVERED)
+def test_a_dip_that_healthy_runs_recover_from_is_no_alarm(tmp_path, name):
+    one, run = watch(tmp_path), trainer()
+    for value in RECOVERED[name]:
+        one.judge(run, None, {"teacher_spread": value})
+    assert not events(tmp_path) and not run.should_stop
+
+
+@pytest.mark.parametrize("name", COLLAPSED)
+def test_a_spread_that_is_gone_is_a_collapse_within_a_tenth_of_the_run(tmp_path, name):
+    one, run = watch(tmp_path), trainer()
+    with pytest.warns(UserWarning, match="collapsed"):
+        for value in COLLAPSED[name]:  # each 2.5 %
+            one.judge(run, None, {"teacher_spread": value})
+    assert run.should_stop
