@@ -11,6 +11,7 @@ import yaml
 from guard_cases import SETTINGS, Plant, Silent, events, fit, read
 from lightning.pytorch.plugins.precision import MixedPrecision
 
+from jepa.callbacks import pace as pace_module
 from jepa.callbacks.divergence import Divergence
 from jepa.callbacks.finite import broken, verdict
 from jepa.callbacks.guard import Guard
@@ -195,6 +196,30 @@ def test_a_late_run_is_made_sparing_and_then_replanned():
     done = pace.judge(trainer, module, schedules, 1.0, 500.0)
     assert done["action"] == "replan" and module.total_steps == schedules.total == 600
     assert pace.judge(trainer, module, schedules, 1.0, 500.0) is None
+    assert pace.judge(trainer, module, schedules, 1.0, 550.0) is None
+    done = pace.judge(trainer, module, schedules, 1.0, 600.0)  # it had looked later than it is
+    assert done["action"] == "replan" and module.total_steps == schedules.total == 700
+    pace.judge(trainer, module, schedules, 0.1, 600.0)
+    assert schedules.total == 1000  # never more than was asked for
+
+
+def test_a_validation_between_two_looks_does_not_count_as_the_cost_of_a_step(monkeypatch):
+    """A step takes one second, a validation of 50 steps thirty: 1.6 seconds a step."""
+    timer = SimpleNamespace(_duration=1000.0, time_elapsed=lambda: clock[0])
+    trainer = SimpleNamespace(
+        global_step=0, estimated_stepping_batches=2000, check_val_every_n_epoch=1,
+        log_every_n_steps=10, lr_scheduler_configs=[], world_size=1,
+    )  # fmt: skip
+    monkeypatch.setattr(pace_module, "timer_of", lambda trainer: timer)
+    module, schedules, pace, clock = SimpleNamespace(total_steps=2000), Schedules(), Pace(), [0.0]
+    ends = []
+    while clock[0] < 1000:
+        pace.look(trainer, module, schedules)
+        ends.append(schedules.total)
+        trainer.global_step += 1
+        clock[0] += 31.0 if trainer.global_step % 50 == 0 else 1.0
+    later = [end for end in ends[200:] if end]
+    assert trainer.global_step == 640 and max(abs(end - 640) for end in later) <= 64
 
 
 class Slow(L.Callback):

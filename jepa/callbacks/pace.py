@@ -8,21 +8,25 @@ from lightning.pytorch.callbacks import Timer
 from jepa.callbacks.schedule import Schedules
 
 CHECK_SHARE = 0.05  # of the time limit, from one look to the next
-LATE = 1.02  # times the limit: from here on it is worth a change
+LATE = 1.02  # times what is left: from here on it is worth a change
+EARLY = 0.9  # the same of a run whose end was moved, and comes too soon
 RARER_VALIDATION, RARER_LOGS = 2, 10
 
 
 class Pace:
-    """Project the end of a run from the time its steps have taken since the last look.
+    """Project the end of a run from the time its steps have taken so far, validations included.
 
     Where that is over `trainer.max_time`, validations, and with them probes and pictures, and logs
-    become rarer; where it still is at the next look, the schedules end at the step that can be
-    reached. Both go on in a resumed run.
+    become rarer; where it still is at a later look, the schedules end at the step that can be
+    reached, and move with it as that gets clearer. All of it goes on in a resumed run.
     """
 
     def __init__(self) -> None:
         self.rarer = False
-        self.mark: tuple[int, float] | None = None  # step and seconds of the last look
+        self.seen = 0.0  # seconds at the last look
+        self.mark: tuple[int, float] | None = (
+            None  # step and seconds, since when a step costs the same
+        )
 
     def begin(self, trainer: L.Trainer) -> None:
         """Start to count; make a resumed run as sparing as it was."""
@@ -30,35 +34,38 @@ class Pace:
         if self.rarer:
             thin_out(trainer)
 
-    def look(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, schedules: Schedules
-    ) -> dict[str, Any] | None:
+    def look(self, trainer: Any, pl_module: Any, schedules: Schedules) -> dict[str, Any] | None:
         """Return what was changed, None where it is not time to look or the run is not late."""
         timer = timer_of(trainer)
         if timer is None or not timer._duration:
             return None
         step, elapsed = trainer.global_step, agreed(trainer, timer.time_elapsed())
         if self.mark is None:
-            self.mark = (step, elapsed)
-        if elapsed - self.mark[1] < CHECK_SHARE * timer._duration or step == self.mark[0]:
+            self.mark, self.seen = (step, elapsed), elapsed
+        if elapsed - self.seen < CHECK_SHARE * timer._duration or step == self.mark[0]:
             return None
+        self.seen = elapsed
         seconds = (elapsed - self.mark[1]) / (step - self.mark[0])
-        self.mark = (step, elapsed)
-        return self.judge(trainer, pl_module, schedules, seconds, timer._duration - elapsed)
+        done = self.judge(trainer, pl_module, schedules, seconds, timer._duration - elapsed)
+        if done is not None and done["action"] == "rarer":
+            self.mark = (step, elapsed)
+        return done
 
     def judge(
         self, trainer: Any, pl_module: Any, schedules: Schedules, seconds: float, left: float
     ) -> dict[str, Any] | None:
-        """Act where so many seconds a step need more than are left."""
+        """Act where so many seconds a step need more than are left, or leave much of it over."""
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         end = schedules.total or total
-        if (end - step) * seconds <= LATE * left or end <= step:
+        needed, reached = (end - step) * seconds, step + max(1, int(left / seconds))
+        early = end < total and needed < EARLY * left
+        if end <= step or not (early or needed > LATE * left):
             return None
         projected = {"seconds_per_step": seconds, "seconds_left": left, "steps_left": end - step}
-        if not self.rarer:
+        if not early and not self.rarer:
             self.rarer = True
             return {"action": "rarer", **thin_out(trainer), **projected}
-        reached = step + max(1, int(left / seconds))
+        reached = min(reached, total)
         schedules.end_at(trainer, pl_module, reached)
         return {"action": "replan", "total": reached, "total_before": end, **projected}
 
@@ -80,6 +87,6 @@ def timer_of(trainer: L.Trainer) -> Timer | None:
     return next((one for one in callbacks if isinstance(one, Timer)), None)
 
 
-def agreed(trainer: L.Trainer, seconds: float) -> float:
+def agreed(trainer: Any, seconds: float) -> float:
     """Return the first rank's clock."""
     return seconds if trainer.world_size == 1 else trainer.strategy.broadcast(seconds)
