@@ -86,8 +86,16 @@ def check_probes(cfg: DictConfig, probes: Probes, spec: Spec) -> None:
     """Try every probe on a few made-up rows of the task, and see that the objective will exist.
 
     Raises:
-        ValueError: for a setting a probe refuses, and for an objective nothing logs.
+        ValueError: for a setting a probe refuses, an objective that nothing logs, and a name in
+            `callbacks.probe.names` that is no probe of the run.
     """
+    named = OmegaConf.select(cfg, "callbacks.probe.names")
+    unknown = [] if named is None else [name for name in named if name not in probes]
+    if unknown:
+        raise ValueError(
+            f"callbacks.probe.names has {', '.join(unknown)}, but probes={list(probes)}: "
+            "name it there as well"
+        )
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(24, 3, generator=generator)
     if isinstance(spec, SeriesSpec) and spec.task == "forecast":
@@ -99,6 +107,9 @@ def check_probes(cfg: DictConfig, probes: Probes, spec: Spec) -> None:
         y = torch.arange(24) % min(spec.n_classes or 2, 4)
     logged = {"train/loss", "val/loss"}
     for name, probe in probes.items():
+        if named is not None and name not in named:
+            probe(x, y, x, y)
+            continue
         logged |= {f"probe/{name}/{metric}" for metric in probe(x, y, x, y)}
     if cfg.objective not in logged and not cfg.objective.startswith(("probe/label_free/", "val/")):
         raise ValueError(

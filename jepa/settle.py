@@ -39,6 +39,9 @@ def settle(cfg: DictConfig, data: Any, *, predicts_target: bool = False) -> Dict
     if settled.objective == "auto":
         settled.objective = objective_of(settled.probe_name, data, predicts_target=predicts_target)
     settled.probes = names_of_probes(settled, first=by_name or not predicts_target)
+    if OmegaConf.select(settled, "callbacks.probe.names") is not None:
+        here = settled.callbacks.probe.names
+        settled.callbacks.probe.names = [settled.probe_name if n == "auto" else n for n in here]
     if settled.get("trainer") is not None:
         settle_sizes(settled, data.spec)
     return cast(DictConfig, OmegaConf.create(OmegaConf.to_container(settled, resolve=True)))

@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 import time
 from types import SimpleNamespace
@@ -267,3 +268,32 @@ def test_curves_start_at_the_untrained_encoder_and_the_raw_input(tmp_path):
     assert (tmp_path / "off" / "plots" / "probes.png").read_bytes()[:4] == b"\x89PNG"
     assert not draw_curves(tmp_path / "no.png", tmp_path / "no.csv")
     assert not (tmp_path / "no.png").exists()
+
+
+def test_only_the_named_probes_are_scored_at_validations_and_the_report_has_all(tmp_path):
+    arguments = ["callbacks.probe.max_rows=60", "callbacks.probe.max_val_rows=30", "probes=[auto,knn]"]  # fmt: skip  # noqa: E501
+    arguments += ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1"]
+    run_training(tmp_path / "all", *arguments)
+    run_training(tmp_path / "one", *arguments, "callbacks.probe.names=[auto]")
+    everywhere, one = (columns(tmp_path / name / "metrics.csv") for name in ("all", "one"))
+    assert {c.split("/")[1] for c in everywhere - one} == {"knn"}
+    reports = [json.loads((tmp_path / n / "report.json").read_text()) for n in ("all", "one")]
+    assert reports[0]["metrics"] == reports[1]["metrics"]
+    assert "test/knn/error" in reports[1]["metrics"]
+    assert reports[0]["objective"] == reports[1]["objective"]
+
+
+def columns(path):
+    return set(path.read_text().splitlines()[0].split(","))
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ("[auto,mlp]", r"names has mlp, but probes=\['ridge', 'knn'\]"),
+        ("[knn]", "nothing logs that"),
+    ],
+)
+def test_names_of_no_probe_and_without_the_objective_are_refused(tmp_path, names, says):
+    with pytest.raises(ValueError, match=says):
+        run_training(tmp_path, "probes=[auto,knn]", f"callbacks.probe.names={names}")

@@ -5,7 +5,7 @@ the random state of training is put back, so that a run with probes has the same
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -83,6 +83,7 @@ class Probe(L.Callback):
         seed: of the subsets; every validation sees the same rows.
         at_start: also score the untrained codes, as step 0, and the raw input, as `raw/<name>/...`
             of that step: where a curve starts and what it has to pass.
+        names: of the probes that are scored here; the report has them all. None: all.
         raw: returns the input of (train batches, val batches) as features, in `n_rows` for val;
             None leaves them out.
     """
@@ -95,6 +96,7 @@ class Probe(L.Callback):
         max_val_rows: int,
         seed: int,
         at_start: bool = False,
+        names: Sequence[str] | None = None,
         raw: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ):
         if min(max_rows, max_val_rows) < 2:
@@ -102,7 +104,7 @@ class Probe(L.Callback):
                 "callbacks.probe.max_rows and max_val_rows must be at least 2, "
                 f"got {max_rows=}, {max_val_rows=}"
             )
-        self.probes = probes
+        self.probes = {k: v for k, v in probes.items() if names is None or k in names}
         self.max_rows = max_rows
         self.max_val_rows = max_val_rows
         self.seed = seed
