@@ -8,6 +8,7 @@ MEANINGS = {
     "probe": "a small model fitted on codes that stay as they are: it measures what they hold",
     "ridge": "a probe: linear regression with a penalty on large weights",
     "knn": "a probe: the labels of the nearest neighbours among the codes",
+    "knn_pca": "the same among the codes' principal components",
     "objective": "the error by which checkpoints and trials are chosen; lower is better",
     "untrained": "the same encoder before its first step, under the same probe",
     "raw": "the input itself, under the same probe",

@@ -241,7 +241,7 @@ def test_training_in_bfloat16_is_close_to_float32():
     torch.testing.assert_close(low, model.loss(x), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("representation", ["mean", "last4", "levels"])
+@pytest.mark.parametrize("representation", ["mean", "last4", "levels", "patches"])
 def test_a_code_has_a_name_for_every_entry(representation):
     model = build(**THREE | dict(depth=5), masking=LARGE, representation=representation)
     code = model.embed(images(3))
@@ -252,9 +252,11 @@ def test_a_code_has_a_name_for_every_entry(representation):
 def test_every_representation_holds_the_mean_of_the_last_block():
     x = images(3)
     settings = dict(**THREE | dict(depth=5), masking=LARGE)
-    mean, last4, levels = (
-        build(**settings, representation=word).embed(x) for word in ("mean", "last4", "levels")
+    mean, last4, levels, patches = (
+        build(**settings, representation=word).embed(x)
+        for word in ("mean", "last4", "levels", "patches")
     )
+    torch.testing.assert_close(patches.unflatten(1, (-1, 16)).mean(1), mean)
     torch.testing.assert_close(last4[:, -16:], mean)
     torch.testing.assert_close(levels[:, :16], mean)
     # the grid of the second level, its four patches averaged, is the mean again

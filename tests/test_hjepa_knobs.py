@@ -117,9 +117,9 @@ def test_settings_of_memory_and_speed_change_no_result():
 
 def test_representation_changes_the_code_and_not_the_weights():
     settings = TWO | dict(masking=WIDE, depth=4)
-    models = [build(**settings, representation=w) for w in ("mean", "last4", "levels")]
+    models = [build(**settings, representation=w) for w in ("mean", "last4", "levels", "patches")]
     codes = [model.embed(images(2)) for model in models]
-    assert len({code.shape[1] for code in codes}) == 3
+    assert len({code.shape[1] for code in codes}) == 4
     for model in models[1:]:
         for a, b in zip(model.parameters(), models[0].parameters(), strict=True):
             assert torch.equal(a, b)

@@ -10,6 +10,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
@@ -311,6 +312,30 @@ class TestKnn:
         for a, b in zip(whole, find_neighbours(x_train, x_val, k=3), strict=True):
             torch.testing.assert_close(a, b)
 
+    def test_all_components_unwhitened_leave_the_neighbours_and_whitened_ones_are_mahalanobis(self):
+        x_train, y_train, x_val, _ = case(e=5)
+        features = find_neighbours(x_train, x_val, k=3)
+        for a, b in zip(features, find_neighbours(x_train, x_val, k=3, components=9), strict=True):
+            torch.testing.assert_close(a, b)
+        a, b = scaled(x_train, x_val)
+        whiten = PCA(whiten=True).fit(a)
+        model = KNeighborsClassifier(3, metric="cosine").fit(whiten.transform(a), y_train)
+        wanted = model.kneighbors(whiten.transform(b), return_distance=False)
+        _, found = find_neighbours(x_train, x_val, k=3, components=5, power=1.0)
+        assert (found.numpy() == wanted).all()
+
+    def test_directions_without_a_size_are_left_out(self):
+        x_train, y_train, x_val, y_val = case("multiclass")
+        doubled = [torch.cat([x, x], 1) for x in (x_train, x_val)]
+        once = build("knn", components=6, power=1.0)(x_train, y_train, x_val, y_val)
+        twice = build("knn", components=12, power=1.0)(doubled[0], y_train, doubled[1], y_val)
+        assert twice["accuracy"] == once["accuracy"]
+
+    @pytest.mark.parametrize("changed", [{"components": 0}, {"power": 1.5}])
+    def test_components_are_checked(self, changed):
+        with pytest.raises(ValueError, match=r"probe.components .* probe.power"):
+            build("knn", **changed)(*case())
+
     def test_fewer_rows_than_neighbours_are_all_asked(self):
         x_train, y_train, x_val, y_val = case("regression", n=4)
         all_of_them = build("knn", k=4, ks=[4])(x_train, y_train, x_val, y_val)
@@ -490,7 +515,7 @@ class TestRaw:
 KNOBS = {
     "ridge": {"l2": 7.0, "seed": 1},
     "logistic": {"l2": 1e3, "max_iter": 1, "seed": 1},
-    "knn": {"k": 3, "ks": [2], "temperature": 10.0},
+    "knn": {"k": 3, "ks": [2], "temperature": 10.0, "components": 2, "power": 1.0},
     "sgd_linear": {
         "lr": 1e-3, "weight_decay": 1.0, "n_epochs": 3, "batch_size": 20, "seed": 1,
     },
@@ -511,7 +536,7 @@ def test_knobs_are_all_listed():
 def test_every_setting_changes_the_outcome(name, knob):
     task = "binary" if name == "logistic" or knob in ("shots", "seed") else "regression"
     data = case(task, n=60, e=20, noise=2.0)
-    extra = {}
+    extra = {"components": 4} if knob == "power" else {}
     if knob == "patience":  # a loss that goes up and down on its way down
         data = case(task, n=60, e=5, noise=0.1)
         extra = {"n_epochs": 60, "lr": 0.05}

@@ -71,12 +71,12 @@ def test_another_data_set_that_nothing_probes_is_refused():
 DEEP = dict(depth=4, levels=2, level_weights=(1.0, 1.0))
 
 
-@pytest.mark.parametrize("own", ["mean", "last4", "levels"])
+@pytest.mark.parametrize("own", ["mean", "last4", "levels", "patches"])
 @pytest.mark.parametrize("source", ["last", "depths"])
 def test_each_representation_is_what_a_model_set_to_it_embeds(own, source):
     x, model = images(3), build(**DEEP, level_source=source).eval()
-    assert model.representations() == ["mean", "last4", "level1"]
-    found = model.embed_each(x, ["mean", "last4", "level1", "levels", OWN])
+    assert model.representations() == ["mean", "last4", "level1", "patches"]
+    found = model.embed_each(x, ["mean", "last4", "level1", "patches", "levels", OWN])
     other = build(**DEEP, level_source=source, representation=own).eval()
     torch.testing.assert_close(found[own], other.embed(x))
     assert found[own].shape[1] == len(other.code_names()) == len(model.code_names(own))
@@ -85,11 +85,11 @@ def test_each_representation_is_what_a_model_set_to_it_embeds(own, source):
 
 def test_auto_is_the_models_own_and_everything_with_all():
     model = build(**DEEP)
-    choose = partial(protocols.representations_of, model, max_codes=64)
+    choose = partial(protocols.representations_of, model, max_codes=256)
     assert choose("auto", everything=False) == ([OWN], [])
-    assert choose("auto", everything=True) == ([OWN, "last4", "level1"], [])
+    assert choose("auto", everything=True) == ([OWN, "last4", "level1", "patches"], [])
     names, said = protocols.representations_of(model, "auto", everything=True, max_codes=60)
-    assert names == [OWN] and len(said) == 2 and "max_codes=60" in said[0]
+    assert names == [OWN] and len(said) == 3 and "max_codes=60" in said[0]
     assert choose(["level1", "mean"], everything=False) == (["level1", OWN], [])
     with pytest.raises(ValueError, match="own, mean, last4, level1"):
         choose(["level2"], everything=False)

@@ -43,7 +43,7 @@ from jepa.schedules import linear, warmup_cosine
 from jepa.spec import ImageSpec
 
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
-REPRESENTATIONS = ("mean", "last4", "levels")
+REPRESENTATIONS = ("mean", "last4", "levels", "patches")
 
 
 class HJEPA(L.LightningModule):
@@ -92,7 +92,8 @@ class HJEPA(L.LightningModule):
         weight_decay_end: where a cosine takes the optimizer's weight decay; None keeps it.
         optimizer: builds the optimizer from parameter groups.
         representation: what `embed` returns: the `mean` of the patches' codes; those means after
-            each of the `last4` blocks; or, for the `levels`, the mean and each coarser grid.
+            each of the `last4` blocks; for the `levels`, the mean and each coarser grid; or the
+            codes of all `patches`, which say where in the image something is.
         compile: compile the transformers.
 
     Raises:

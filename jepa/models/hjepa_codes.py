@@ -2,11 +2,12 @@
 
 `mean`: the mean of the patches' codes; `last4`: those means after each of the last four blocks, as
 the evaluation of I-JEPA joins them; `level<l>`: the coarser grid of a level, averaged over squares
-of 2^l patches and flattened; `levels`: the mean and all of these.
+of 2^l patches and flattened; `levels`: the mean and all of these; `patches`: all patches' codes.
 
 Axes: b images, c channels, n patches, d width, e code.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ OWN = "own"  # the one that the model's settings name
 def representations(model: Any) -> list[str]:
     """Return the names of all that a model of these sizes offers."""
     last = ["last4"] if model.levels.depth >= LAST else []
-    return ["mean", *last, *(f"level{level}" for level in range(1, model.levels.n))]
+    return ["mean", *last, *(f"level{level}" for level in range(1, model.levels.n)), "patches"]
 
 
 def parts_of(model: Any, name: str) -> list[str]:
@@ -36,6 +37,8 @@ def parts_of(model: Any, name: str) -> list[str]:
         return [f"block{i}" for i in range(depth - LAST + 1, depth + 1)]
     if name == "mean":
         return ["mean"]
+    if name == "patches":
+        return [f"patch{i}" for i in range(math.prod(model.encoder.grid))]
     wanted = range(1, model.levels.n) if name == "levels" else [int(name.removeprefix("level"))]
     parts = ["mean"] if name == "levels" else []
     for level in wanted:
@@ -62,6 +65,8 @@ def embed_each(
     def code(name: str) -> Tensor:
         if name == "mean":
             return hidden[-1].mean(1)
+        if name == "patches":
+            return hidden[-1].flatten(1)
         if name == "last4":
             last = range(levels.depth - LAST + 1, levels.depth + 1)
             return torch.cat([levels.after(hidden, i).mean(1) for i in last], dim=1)

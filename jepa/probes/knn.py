@@ -3,6 +3,10 @@
 Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (InstDisc),
 CVPR 2018, arXiv:1805.01978, Sec. 3.4.
 
+Optionally on principal components that are whitened in part (Jegou & Chum, "Negative Evidences and
+Co-occurrences in Image Retrieval: the Benefit of PCA and Whitening", ECCV 2012): a wide code
+repeats itself, and cosines of it are those of its few loudest directions.
+
 Axes: n training rows, m scored rows, e features, k neighbours, c classes.
 """
 
@@ -28,6 +32,8 @@ def knn(
     k: int,
     ks: Sequence[int],
     temperature: float,
+    components: int | None,
+    power: float,
     n_bootstrap: int = 0,
 ) -> dict[str, float]:
     """Score a vote (classes) or a weighted mean (values) of the nearest training rows.
@@ -43,6 +49,10 @@ def knn(
         k: neighbours behind the metrics without a suffix.
         ks: further numbers of neighbours.
         temperature: neighbours weigh exp(cosine / temperature).
+        components: how many principal components of the standardised training rows are compared,
+            as many as there are at most; None: the features themselves.
+        power: each component is divided by this power of its singular value: 0 leaves it as it is,
+            1 whitens it.
         n_bootstrap: resamples behind the intervals, 0 for none.
 
     Raises:
@@ -53,9 +63,16 @@ def knn(
             "probe.k, probe.ks and probe.temperature must be positive, "
             f"got {k=}, ks={list(ks)}, {temperature=}"
         )
+    if (components is not None and components < 1) or not 0 <= power <= 1:
+        raise ValueError(
+            "probe.components must be at least 1, or null, and probe.power in [0, 1], "
+            f"got {components=}, {power=}"
+        )
     n_classes = count_classes(y_train, y_val)
     targets = encode_targets(y_train, n_classes)
-    similarity, index = find_neighbours(x_train, x_val, k=min(max(k, *ks), len(x_train)))
+    similarity, index = find_neighbours(
+        x_train, x_val, k=min(max(k, *ks), len(x_train)), components=components, power=power
+    )
     scores = {
         one: report(
             vote(similarity[:, :one], index[:, :one], targets, temperature, smooth=n_classes > 0),
@@ -70,14 +87,37 @@ def knn(
 
 
 def find_neighbours(
-    x_train: Float[Tensor, "n e"], x: Float[Tensor, "m e"], *, k: int
+    x_train: Float[Tensor, "n e"],
+    x: Float[Tensor, "m e"],
+    *,
+    k: int,
+    components: int | None = None,
+    power: float = 0.0,
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
     """Return the cosines and indices of the k nearest training rows, nearest first."""
     # DIFF(paper): standardised first, so that no column outweighs the rest by its unit.
     scale, bank = Standardizer.fit(x_train, torch.float32)
+    queries = scale(x)
+    if components is not None:
+        basis = principal(bank, components, power)
+        bank, queries = bank @ basis, queries @ basis
     bank = F.normalize(bank, dim=1).T
-    found = [(q @ bank).topk(k, dim=1) for q in F.normalize(scale(x), dim=1).split(_QUERIES)]
+    found = [(q @ bank).topk(k, dim=1) for q in F.normalize(queries, dim=1).split(_QUERIES)]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+def principal(x: Float[Tensor, "n e"], components: int, power: float) -> Float[Tensor, "e p"]:
+    """Return the leading principal directions of centred rows, divided by a power of their size.
+
+    Those without a size are left out. The solver's random numbers are seeded: the same rows have
+    the same directions.
+    """
+    from sklearn.decomposition import PCA
+
+    model = PCA(min(components, *x.shape), random_state=0).fit(x.numpy())
+    size = torch.from_numpy(model.singular_values_)
+    kept = size > 1e-5 * size[0]
+    return torch.from_numpy(model.components_).T[:, kept] / size[kept] ** power
 
 
 def vote(
