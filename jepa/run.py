@@ -195,14 +195,22 @@ def load_model(
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
-        ValueError: if it is not one of ours, or weights and config do not fit.
+        ValueError: if it is not one of ours, is of another version, or weights and config do not
+            fit.
         hydra.errors.InstantiationException: if its config calls anything else.
     """
     path = find_checkpoint(run)
     checkpoint = read_checkpoint(path)
     cfg = parse_config(checkpoint["config"])
-    with from_a_file(trust):
-        model = build_model(cfg, spec_of(checkpoint))
+    try:
+        with from_a_file(trust):
+            model = build_model(cfg, spec_of(checkpoint))
+    except TypeError as error:  # settings that came, or went, since
+        told = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is of another version of jepa, whose settings differ: {told}: read it with "
+            "that version (environment.json in the run directory), or train again"
+        ) from error
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

@@ -182,6 +182,17 @@ def test_a_checkpoint_may_call_shipped_constructors_only(finished, tmp_path):
         load_model(tmp_path / "crafted.ckpt")
 
 
+def test_a_checkpoint_of_another_version_says_which_settings_differ(finished, tmp_path):
+    from jepa.run import load_model
+
+    content = torch.load(finished[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    cfg = OmegaConf.create(content["config"])
+    del cfg.model.momentum_end
+    torch.save(content | {"config": OmegaConf.to_yaml(cfg)}, tmp_path / "old.ckpt")
+    with pytest.raises(ValueError, match=r"old.ckpt is of another version of jepa.*momentum_end"):
+        load_model(tmp_path / "old.ckpt")
+
+
 def test_max_steps_ends_validated_with_its_weights_and_reason(tmp_path):
     table = write_table(tmp_path / "table.csv")
     run_training(tmp_path / "run", *overrides_for(table), "trainer.max_steps=3", "trainer.max_epochs=9")  # fmt: skip  # noqa: E501

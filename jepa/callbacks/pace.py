@@ -9,7 +9,7 @@ from jepa.callbacks.schedule import Schedules
 
 CHECK_SHARE = 0.05  # of the time limit, from one look to the next
 LATE = 1.02  # times what is left: from here on it is worth a change
-EARLY = 0.9  # the same of a run whose end was moved, and comes too soon
+EARLY = 0.9  # likewise, below here, where the end was moved: it comes too soon
 RARER_VALIDATION, RARER_LOGS = 2, 10
 
 
@@ -24,9 +24,7 @@ class Pace:
     def __init__(self) -> None:
         self.rarer = False
         self.seen = 0.0  # seconds at the last look
-        self.mark: tuple[int, float] | None = (
-            None  # step and seconds, since when a step costs the same
-        )
+        self.mark: tuple[int, float] | None = None  # step and seconds from which it is averaged
 
     def begin(self, trainer: L.Trainer) -> None:
         """Start to count; make a resumed run as sparing as it was."""
