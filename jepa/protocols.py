@@ -31,7 +31,7 @@ def chosen(protocol: Any) -> tuple[str, ...]:
     """
     if protocol == "all":
         return PROTOCOLS
-    names = [protocol] if isinstance(protocol, str) else list(protocol)
+    names = [protocol] if isinstance(protocol, str) else list(protocol or [])
     wrong = [name for name in names if name not in PROTOCOLS]
     if wrong or not names or isinstance(protocol, str):
         raise ValueError(

@@ -33,7 +33,7 @@ def test_all_is_every_protocol_and_a_list_is_put_in_order():
     assert protocols.chosen(["finetune", "linear"]) == ("linear", "finetune")
 
 
-@pytest.mark.parametrize("bad", ["linear", ["lineer"], []])
+@pytest.mark.parametrize("bad", [None, "linear", ["lineer"], []])
 def test_what_is_no_list_of_protocols_is_refused(bad):
     with pytest.raises(ValueError, match=r"protocol=\[linear,knn\]"):
         protocols.chosen(bad)
