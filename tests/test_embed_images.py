@@ -140,7 +140,7 @@ def test_a_run_on_digits_is_evaluated_and_codes_image_files(tmp_path):
     for key in (
         "val/ridge/error", "val/knn/error", "val/last4/few_shot/accuracy_shot5",
         "val/level1/ridge/error", "val/label_free/effective_rank", "val/finetune/error",
-        "val/toy_images/level1/knn/error",
+        "val/toy_images/level1/knn/error", "val/patches/knn/error",
     ):  # fmt: skip
         measured = content["metrics"][key]
         assert measured["low"] <= measured["value"] <= measured["high"], key
@@ -148,7 +148,7 @@ def test_a_run_on_digits_is_evaluated_and_codes_image_files(tmp_path):
     hierarchy = content["metrics"]["val/label_free/cka_mean_level1"]
     assert 0 < hierarchy["value"] <= 1
     assert "plots/spectrum.png" in (tmp_path / "run" / "evaluation.md").read_text()
-    assert len(list((tmp_path / "run" / "features").glob("*.codes"))) == 24
+    assert len(list((tmp_path / "run" / "features").glob("*.codes"))) == 32
     moved = command("evaluate", "run=run", "data.path=elsewhere", cwd=tmp_path)
     assert moved.returncode == 1 and "leave the key out" in moved.stderr
     write_images(tmp_path / "new", pixels(6, side=8))
