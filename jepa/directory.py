@@ -64,7 +64,7 @@ def lacked_memory(run_dir: Path) -> bool:
 
     One that left of its own accord has removed its lock.
     """
-    return oom_kill.killed(_left.pop(run_dir.resolve() / LOCK, "").partition("\n")[2])
+    return _tells_of_memory(_left.pop(run_dir.resolve() / LOCK, ""))
 
 
 def died_of_memory(run_dir: Path) -> bool:
@@ -73,7 +73,11 @@ def died_of_memory(run_dir: Path) -> bool:
         text = (run_dir / LOCK).read_text(encoding="utf-8")
     except OSError:
         return False
-    return oom_kill.killed(text.partition("\n")[2])
+    return _tells_of_memory(text)
+
+
+def _tells_of_memory(lock: str) -> bool:
+    return oom_kill.killed(lock.partition("\n")[2])  # the first line names the process
 
 
 def release(run_dir: Path) -> None:

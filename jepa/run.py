@@ -107,10 +107,9 @@ def check_probes(cfg: DictConfig, probes: Probes, spec: Spec) -> None:
         y = torch.arange(24) % min(spec.n_classes or 2, 4)
     logged = {"train/loss", "val/loss"}
     for name, probe in probes.items():
-        if named is not None and name not in named:
-            probe(x, y, x, y)
-            continue
-        logged |= {f"probe/{name}/{metric}" for metric in probe(x, y, x, y)}
+        metrics = probe(x, y, x, y)
+        if named is None or name in named:
+            logged |= {f"probe/{name}/{metric}" for metric in metrics}
     if cfg.objective not in logged and not cfg.objective.startswith(("probe/label_free/", "val/")):
         raise ValueError(
             f"objective={cfg.objective}: nothing logs that; valid: {', '.join(sorted(logged))}"
