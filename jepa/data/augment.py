@@ -130,9 +130,12 @@ class Augment:
     ) -> Float[Tensor, "b c s s"]:
         """Change brightness, contrast and saturation."""
         x = x * self.factor("brightness", brightness)
-        x = blend(x, gray(x).mean((1, 2, 3), keepdim=True), self.factor("contrast", contrast))
-        x = blend(x, gray(x), self.factor("saturation", saturation))
-        return x.clamp(0.0, 255.0)
+        # the mean of what is gray is what is gray of the means
+        base = gray(x.mean((2, 3), keepdim=True))
+        x = blend(x, base, self.factor("contrast", contrast))
+        if x.shape[1] > 1 and self.jitter["saturation"]:
+            x = blend(x, gray(x), self.factor("saturation", saturation))
+        return x.clamp_(0.0, 255.0)
 
     def grid(
         self,
@@ -177,4 +180,4 @@ def blend(
     x: Float[Tensor, "b c h w"], base: Float[Tensor, "b 1 _h _w"], factor: Float[Tensor, "b 1 1 1"]
 ) -> Float[Tensor, "b c h w"]:
     """Move away from (above 1) or towards (below 1) the base."""
-    return base + factor * (x - base)
+    return torch.lerp(base, x, factor)

@@ -103,12 +103,26 @@ def three_augment(
         share: part of the images.
     """
     chosen, which, strength = draws.unbind(1)
-    kind = torch.where(chosen < share, (3.0 * which).long(), -1)[:, None, None, None]
+    kind = torch.where(chosen < share, (3.0 * which).long(), -1)
     low, high = BLUR_SIGMA
     sigma = (low + (high - low) * strength) * x.shape[-1] / BLUR_SIDE
-    x = torch.where(kind == 0, gray(x), x)
-    x = torch.where((kind == 1) & (x >= 128.0), 255.0 - x, x)
-    return torch.where(kind == 2, blur(x, sigma), x)
+    x = x.clone()
+    for number in range(
+        3
+    ):  # each change for its own images alone: a blur of all is most of the time
+        index = (kind == number).nonzero()[:, 0]
+        if len(index):
+            y = x[index]
+            if number == 0:
+                x[index] = gray(y).expand_as(y)
+            else:
+                x[index] = solarise(y) if number == 1 else blur(y, sigma[index])
+    return x
+
+
+def solarise(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Invert what is above the half of [0, 255]."""
+    return torch.where(x >= 128.0, 255.0 - x, x)
 
 
 def blur(x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
@@ -154,5 +168,5 @@ def gray(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
     """Return the brightness of each pixel."""
     if x.shape[1] == 1:
         return x
-    red, green, blue = (weight * x[:, [i]] for i, weight in enumerate(_LUMA))
-    return red + green + blue
+    red, green, blue = x.split(1, dim=1)
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
