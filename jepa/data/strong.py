@@ -107,16 +107,12 @@ def three_augment(
     low, high = BLUR_SIGMA
     sigma = (low + (high - low) * strength) * x.shape[-1] / BLUR_SIDE
     x = x.clone()
-    for number in range(
-        3
-    ):  # each change for its own images alone: a blur of all is most of the time
-        index = (kind == number).nonzero()[:, 0]
-        if len(index):
-            y = x[index]
-            if number == 0:
-                x[index] = gray(y).expand_as(y)
-            else:
-                x[index] = solarise(y) if number == 1 else blur(y, sigma[index])
+    # each change for its own images alone: a blur of all would be most of the time
+    grayed, solarised, blurred = ((kind == number).nonzero()[:, 0] for number in range(3))
+    x[grayed] = gray(x[grayed]).expand(-1, x.shape[1], -1, -1)
+    x[solarised] = solarise(x[solarised])
+    if len(blurred):
+        x[blurred] = blur(x[blurred], sigma[blurred])
     return x
 
 
