@@ -47,6 +47,8 @@ BASE = dict(
     rand_magnitude=9,
     three_share=0.0,
     erase_share=0.0,
+    rotation=0.0,
+    shear=0.0,
 )
 OTHER = dict(
     crop_area_low=0.2,
@@ -60,6 +62,8 @@ OTHER = dict(
     rand_magnitude=20,
     three_share=0.7,
     erase_share=0.5,
+    rotation=20.0,
+    shear=20.0,
 )
 STILL = BASE | dict(crop_area_low=1.0, crop_aspect=1.0, flip_share=0.0)
 
@@ -179,8 +183,33 @@ def test_augment_knob_does_something(knob):
 
 
 def test_further_changes_leave_the_crops_as_they_were():
-    alone, more = Augment(**BASE), Augment(**BASE | dict(erase_share=1.0, rand_ops=3))
+    alone, more = Augment(**BASE), Augment(**BASE | dict(erase_share=1.0, rand_ops=3, shear=9.0))
     assert torch.equal(drawn(alone), drawn(more)[:, :N_DRAWS])
+
+
+def test_a_turn_by_a_right_angle_is_the_image_turned_also_where_it_is_not_square():
+    augment = Augment(**STILL | {"rotation": 90.0})
+    x = pictures(n=1)
+    quarter = torch.cat([torch.zeros(1, N_DRAWS), torch.tensor([[1.0, 0.5]])], dim=1)
+    out = augment(x, quarter, side=8)
+    torch.testing.assert_close(out, x.float().rot90(1, (2, 3)), atol=1e-2, rtol=0.0)
+    wide = x.repeat_interleave(2, dim=3)  # its middle square, turned, has half the image's height
+    grid = augment.turned(augment.grid(*quarter[:, :5].T, side=8), *quarter[:, 8:].T, ratio=0.5)
+    assert wide.shape[-1] == 16 and abs(grid[..., 0]).max() < 0.5 < 1.7 < abs(grid[..., 1]).max()
+
+
+def test_turns_lean_and_rotate_by_the_largest_angle_and_keep_the_middle():
+    augment = Augment(**STILL | {"rotation": 30.0, "shear": 20.0})
+    ends = torch.tensor([[1.0, 0.5], [0.5, 1.0], [0.5, 0.5]])
+    still = augment.grid(*torch.zeros(5, 3), side=9)
+    grid = augment.turned(still, *ends.T, ratio=1.0)
+    right, down = grid[:, 4, 8] - grid[:, 4, 4], grid[:, 8, 4] - grid[:, 4, 4]
+    angle = torch.rad2deg(torch.atan2(right[:, 1], right[:, 0]))
+    lean = torch.rad2deg(torch.atan2(down[:, 0], down[:, 1]))
+    torch.testing.assert_close(angle, torch.tensor([30.0, 0.0, 0.0]))
+    torch.testing.assert_close(lean, torch.tensor([-30.0, 20.0, 0.0]))
+    torch.testing.assert_close(grid[:, 4, 4], still[:, 4, 4])
+    torch.testing.assert_close(grid[2], still[2])
 
 
 @pytest.mark.parametrize("c", [1, 3])
@@ -272,6 +301,9 @@ def test_nothing_is_float64():
         ("erase_share", -0.1),
         ("rand_ops", -1),
         ("rand_magnitude", 31),
+        ("rotation", -1.0),
+        ("rotation", float("nan")),
+        ("shear", 90.0),
     ],
 )
 def test_augment_refuses_what_it_cannot_do(setting, value):

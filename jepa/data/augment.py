@@ -1,4 +1,4 @@
-"""Random crops, flips, colours and more of a whole batch of images at once, on its device.
+"""Random crops, flips, turns, colours and more of a whole batch of images at once, on its device.
 
 Axes: b images, c channels, h and w pixels, s side of the result, k draws of one image.
 """
@@ -14,12 +14,15 @@ from jepa.data import strong
 from jepa.data.strong import gray
 
 N_DRAWS = 8  # area, aspect, top, left, flip, brightness, contrast, saturation
+DRAWS_OF_TURN = 2  # rotation, shear
+_MOST_SHEAR = 80.0  # degrees; at 90 nothing would be left of an image
 
 
 class Augment:
-    """A random resized crop and a flip in one bilinear grid sample; then colours, and more.
+    """A random resized crop, flip and turn in one bilinear grid sample; then colours, and more.
 
-    The order is: crop and flip, RandAugment, 3-Augment, brightness and colours, erasing.
+    The order is: crop, flip, rotation and shear, RandAugment, 3-Augment, brightness and colours,
+    erasing.
 
     Args:
         crop_area_low, crop_area_high: part of the image's area that a crop covers, drawn evenly.
@@ -32,6 +35,9 @@ class Augment:
             0 to 30.
         three_share: part of the images that become gray, solarised or blurred (3-Augment).
         erase_share: part of the images in which a rectangle is erased.
+        rotation, shear: largest angle in degrees by which an image is turned around the middle of
+            its crop, and by which its upright lines lean; either way, drawn evenly. What lies
+            beyond the image's edge looks as the edge does.
 
     Raises:
         ValueError: for a setting outside its range.
@@ -51,6 +57,8 @@ class Augment:
         rand_magnitude: int,
         three_share: float,
         erase_share: float,
+        rotation: float = 0.0,
+        shear: float = 0.0,
     ):
         if not 0.0 < crop_area_low <= crop_area_high <= 1.0:
             raise ValueError(
@@ -68,7 +76,13 @@ class Augment:
                 "augment.rand_ops must be at least 0, and augment.rand_magnitude between 0 and "
                 f"{strong.MOST_MAGNITUDE}, got {rand_ops=}, {rand_magnitude=}"
             )
+        if not (0.0 <= rotation <= 180.0 and 0.0 <= shear <= _MOST_SHEAR):
+            raise ValueError(
+                "augment.rotation must be between 0 and 180 degrees, and augment.shear between 0 "
+                f"and {_MOST_SHEAR:g}, got {rotation=}, {shear=}"
+            )
         self.area = (crop_area_low, crop_area_high)
+        self.rotation, self.shear = math.radians(rotation), math.radians(shear)
         self.log_aspect = math.log(crop_aspect)
         self.flip_share = flip_share
         self.rand_ops, self.rand_magnitude = rand_ops, rand_magnitude
@@ -83,7 +97,12 @@ class Augment:
         """Tell whether two draws can give different results."""
         placed = self.area[0] < 1.0 or 0.0 < self.flip_share < 1.0
         more = self.rand_ops or self.three_share or self.erase_share
-        return bool(placed or more or any(self.jitter.values()))
+        return bool(placed or self.turns or more or any(self.jitter.values()))
+
+    @property
+    def turns(self) -> bool:
+        """Tell whether images are rotated or sheared."""
+        return bool(self.rotation or self.shear)
 
     def draw(self, n_images: int, generator: Generator) -> Float[Tensor, "b k"]:
         """Draw what decides what happens to each image, evenly from [0, 1)."""
@@ -103,8 +122,11 @@ class Augment:
         `area` takes the place of the part of the image that a crop covers.
         """
         place, colours = draws[:, :5].unbind(1), draws[:, 5:N_DRAWS].unbind(1)
-        ops, three, erased = draws[:, N_DRAWS:].split(self._further(), dim=1)
-        x = sample(x.float(), self.grid(*place, side=side, area_range=area))
+        ops, three, erased, turn = draws[:, N_DRAWS:].split(self._further(), dim=1)
+        grid = self.grid(*place, side=side, area_range=area)
+        if self.turns:
+            grid = self.turned(grid, *turn.unbind(1), ratio=x.shape[-2] / x.shape[-1])
+        x = sample(x.float(), grid)
         if self.rand_ops:
             x = strong.rand_augment(x, ops, self.rand_magnitude)
         if self.three_share:
@@ -114,11 +136,12 @@ class Augment:
         return strong.erase(x, erased, self.erase_share) if self.erase_share else x
 
     def _further(self) -> list[int]:
-        """Return how many draws RandAugment, 3-Augment and erasing take."""
+        """Return how many draws RandAugment, 3-Augment, erasing and turning take."""
         return [
             strong.DRAWS_OF_OP * self.rand_ops,
             strong.DRAWS_OF_THREE if self.three_share else 0,
             strong.DRAWS_OF_ERASE if self.erase_share else 0,
+            DRAWS_OF_TURN if self.turns else 0,
         ]
 
     def recolour(
@@ -165,6 +188,24 @@ class Augment:
         y = centre_y[:, None] + height[:, None] * centres
         shape = (len(x), side, side)
         return torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
+
+    def turned(
+        self,
+        grid: Float[Tensor, "b s s 2"],
+        rotation: Float[Tensor, " b"],
+        shear: Float[Tensor, " b"],
+        *,
+        ratio: float,
+    ) -> Float[Tensor, "b s s 2"]:
+        """Turn and shear a grid around its middle; `ratio` is the image's height by its width."""
+        angle = self.rotation * (2.0 * rotation - 1.0)
+        lean = torch.tan(self.shear * (2.0 * shear - 1.0))
+        cos, sin = angle.cos(), angle.sin()
+        # of pixels: R(angle) [[1, lean], [0, 1]]; the grid counts half widths and half heights
+        rows = (cos, (cos * lean - sin) * ratio, sin / ratio, sin * lean + cos)
+        matrix = torch.stack(rows, dim=1).view(-1, 1, 2, 2)
+        middle = grid.mean((1, 2), keepdim=True)
+        return middle + (grid - middle) @ matrix.mT
 
     def factor(self, name: str, draw: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
         """Return what to multiply by: evenly around 1."""
