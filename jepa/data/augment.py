@@ -57,7 +57,7 @@ class Augment:
         rand_magnitude: int,
         three_share: float,
         erase_share: float,
-        rotation: float = 0.0,
+        rotation: float = 0.0,  # runs stored before there were turns have no such key
         shear: float = 0.0,
     ):
         if not 0.0 < crop_area_low <= crop_area_high <= 1.0:
