@@ -193,9 +193,11 @@ def test_a_turn_by_a_right_angle_is_the_image_turned_also_where_it_is_not_square
     quarter = torch.cat([torch.zeros(1, N_DRAWS), torch.tensor([[1.0, 0.5]])], dim=1)
     out = augment(x, quarter, side=8)
     torch.testing.assert_close(out, x.float().rot90(1, (2, 3)), atol=1e-2, rtol=0.0)
-    wide = x.repeat_interleave(2, dim=3)  # its middle square, turned, has half the image's height
-    grid = augment.turned(augment.grid(*quarter[:, :5].T, side=8), *quarter[:, 8:].T, ratio=0.5)
-    assert wide.shape[-1] == 16 and abs(grid[..., 0]).max() < 0.5 < 1.7 < abs(grid[..., 1]).max()
+    # an image twice as wide as high: a step along one side is half or twice one along the other
+    still = augment.grid(*quarter[:, :5].T, side=8)
+    x, y = augment.turned(still, *quarter[:, 8:].T, ratio=0.5).unbind(-1)
+    torch.testing.assert_close(x, -0.5 * still[..., 1])
+    torch.testing.assert_close(y, 2.0 * still[..., 0])
 
 
 def test_turns_lean_and_rotate_by_the_largest_angle_and_keep_the_middle():
