@@ -62,7 +62,7 @@ README_RUNS = {
     r".*data=cifar10 .*": NEEDS + "data=cifar10",
     r".*data=etth1 .*init_from.*": NEEDS + "data=etth1 and a run of it",
     r".*\+experiment=overnight_.*": NEEDS + "its data and a night; tests/test_overnight.py",
-    r".*\+experiment=(tjepa|hjepa|patchtst)_.*": NEEDS + "its data, minutes to hours",
+    r".*\+experiment=(tjepa|hjepa|ijepa|patchtst)_.*": NEEDS + "its data, minutes to hours",
 }  # fmt: skip
 
 
